@@ -1,0 +1,108 @@
+"""The errors of the service, free of HTTP. `api/problems.py` maps each to a status code in one table.
+
+MillionwayError
+    InvalidSpec           the specification is wrong: a list of FieldError
+    RunNotFound
+    TransitionRefused     the run's status does not allow what was asked
+    AttemptLost           a report from an attempt that is no longer the run's
+    IdempotencyConflict   the key was used with another body
+    LogGap                bytes are missing between what is stored and what was sent
+    StoreUnavailable      Redis does not answer
+    ApiUnavailable        the API does not answer (client side)
+    ApiProblem            the API answered with a problem document (client side)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One mistake in a document. `field` is dotted ("data.path"; "" for the whole); `message` carries the remedy."""
+
+    field: str
+    value: Any
+    message: str
+
+    @property
+    def pointer(self) -> str:
+        """RFC 6901 JSON pointer of the field."""
+        parts = [part.replace("~", "~0").replace("/", "~1") for part in self.field.split(".") if part]
+        return "".join(f"/{part}" for part in parts)
+
+    def __str__(self) -> str:
+        return self.message if not self.field or self.message.startswith(self.field) else f"{self.field}: {self.message}"
+
+
+class MillionwayError(Exception):
+    """What a user or an operator can act upon; the message carries the values and the remedy."""
+
+
+class InvalidSpec(MillionwayError):
+    """The specification is wrong."""
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        self.errors = list(errors)
+        super().__init__("\n".join(str(error) for error in self.errors))
+
+
+class RunNotFound(MillionwayError):
+    """No run has this id."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(f"no run {run_id!r}: list the runs with `millionway runs` or GET /runs")
+
+
+class TransitionRefused(MillionwayError):
+    """The run's status does not allow what was asked."""
+
+    def __init__(self, run_id: str, status: str, event: str) -> None:
+        self.run_id, self.status, self.event = run_id, status, event
+        super().__init__(f"run {run_id} is {status}: {event} is not possible from there")
+
+
+class AttemptLost(MillionwayError):
+    """The report comes from an attempt that is no longer the run's: the sender must stop its processes."""
+
+    def __init__(self, run_id: str, attempt: int, current: int, status: str) -> None:
+        self.run_id, self.attempt, self.current, self.status = run_id, attempt, current, status
+        super().__init__(
+            f"attempt {attempt} of run {run_id} is over (the run is {status}, its attempt {current}): stop its processes"
+        )
+
+
+class IdempotencyConflict(MillionwayError):
+    """The Idempotency-Key was used with another body."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(f"Idempotency-Key {key!r} was used with another body: use a new key for a new run")
+
+
+class LogGap(MillionwayError):
+    """A piece of log was sent beyond the end of what is stored."""
+
+    def __init__(self, name: str, size: int, offset: int) -> None:
+        self.name, self.size, self.offset = name, size, offset
+        super().__init__(f"log {name} has {size} bytes here, the piece starts at {offset}: send from {size}")
+
+
+class StoreUnavailable(MillionwayError):
+    """Redis does not answer."""
+
+
+class ApiUnavailable(MillionwayError):
+    """The API does not answer."""
+
+
+class ApiProblem(MillionwayError):
+    """The API answered with a problem document."""
+
+    def __init__(self, status: int, document: dict[str, Any]) -> None:
+        self.status, self.document = status, document
+        lines = [error["message"] for error in document.get("errors", [])]
+        super().__init__("\n".join(lines) or f"{status}: {document.get('detail') or document.get('title') or document}")

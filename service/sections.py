@@ -1,0 +1,242 @@
+"""The sections of a run specification. `service/spec.py` joins them and checks across them.
+
+Every attribute carries its docstring: unit, bounds and, where the paper is silent, that the value is our choice. The
+docstrings become the descriptions of the JSON schema in the OpenAPI document.
+
+"Paper" is Liu et al., AAAI 2021, arXiv 2102.04848.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Frozen; unknown keys are refused; NaN and infinity are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+def _ordered(name: str, pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"{name} is ({pair[0]}, {pair[1]}): give the smaller number first")
+    return pair
+
+
+class Data(Section):
+    """The images. Labels are never read from here: every image is its own class."""
+
+    path: str = Field(min_length=1, max_length=4096)
+    """Absolute path of a folder of images (jpg, jpeg, png, bmp, webp, tif, tiff), searched recursively, as the worker sees it."""
+    limit: int | None = Field(default=None, ge=2, le=100_000_000)
+    """Use at most this many images, evenly spaced over the sorted paths. Default: all."""
+    image_size: int = Field(default=224, ge=16, le=1024)
+    """Side of the square views and of the evaluated images, in pixels."""
+    num_workers: int = Field(default=0, ge=0, le=64)
+    """Loader processes per rank; 0 decodes in the training process."""
+    mean: tuple[Fraction, Fraction, Fraction] = (0.485, 0.456, 0.406)
+    """Mean per channel (red, green, blue) on the scale 0 to 1; exported with the weights. Default: ImageNet's."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation per channel on the scale 0 to 1; exported with the weights. Default: ImageNet's."""
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, std: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(std) <= 0:
+            raise ValueError(f"std is {list(std)}: every channel must be greater than 0")
+        return std
+
+
+class Backbone(Section):
+    """The network whose weights are the product."""
+
+    name: str = Field(default="resnet50", min_length=1, max_length=100)
+    """A timm architecture."""
+    stem: Literal["auto", "standard", "small"] = "auto"
+    """`small` puts a 3x3 convolution of stride 1 in the place of a ResNet's 7x7 of stride 2, for images under 64 pixels;
+    `auto` does so for ResNets when data.image_size is under 64; `standard` leaves the architecture alone."""
+    args: dict[str, JsonValue] = Field(default_factory=dict, max_length=32)
+    """Further keyword arguments of timm's constructor, e.g. {"layers": [1, 1, 1], "channels": [32, 64, 128]}."""
+    batch_norm: Literal["per_rank", "synchronised"] = "per_rank"
+    """Whether BatchNorm statistics are of each rank's part of the batch, or of the global batch. Our choice: per rank."""
+
+
+class Projector(Section):
+    """Two-layer MLP between the backbone and the classifier (paper: "two-layer MLP with a non-linearity between")."""
+
+    hidden_size: int | None = Field(default=None, ge=8, le=65_536)
+    """Width of the hidden layer. Default: the backbone's feature size (our choice; the paper gives no width)."""
+
+
+class Classifier(Section):
+    """The million-way instance classifier, Eq. (1) and Eq. (3) of the paper."""
+
+    embedding_size: int = Field(default=128, ge=4, le=4096)
+    """D, the size of the projected feature and of a class row. Paper: 128."""
+    temperature: float = Field(default=0.15, ge=0.03, le=1.0)
+    """tau of the cosine softmax. Paper: 0.15. Below 0.03 the shifted exponential leaves the range of fp32."""
+    smoothing: float = Field(default=0.2, ge=0.0, lt=1.0)
+    """alpha: the share of the target spread evenly over the K hardest classes. Paper: 0.2. 0 gives Eq. (1)."""
+    hardest_k: int = Field(default=50, ge=1, le=10_000)
+    """K, the number of hardest classes that share alpha; must be under the number of images. Our choice: the paper gives no K."""
+    hardest_by: Literal["sample_score", "class_similarity"] = "sample_score"
+    """`sample_score`: the classes with the highest cos(w_j, x_i), found anew for each sample and step; `class_similarity`: the
+    classes whose rows are nearest to the sample's own row, cos(w_i, w_j), found every refresh_epochs. The paper does not say
+    which; the default is chosen by measurement (LOG.md)."""
+    refresh_epochs: int = Field(default=1, ge=1, le=1000)
+    """Epochs between searches for the hardest classes by class similarity."""
+    initialisation: Literal["prior", "random"] = "prior"
+    """`prior`: each row starts as its image's feature under the random encoder (paper: contrastive prior)."""
+    parallelism: Literal["class", "zero3"] = "class"
+    """`class`: each rank keeps N/P rows and features travel; `zero3`: rows are a parameter that DeepSpeed partitions and gathers."""
+    chunk_size: int = Field(default=8192, ge=16, le=1_048_576)
+    """Classes whose scores are held at a time; memory is global batch x chunk_size x 4 bytes."""
+
+
+class Augmentation(Section):
+    """How a view is made of an image (paper: random crop, colour jitter, Gaussian blur, after MoCo v2; numbers are MoCo v2's)."""
+
+    views_per_image: int = Field(default=1, ge=1, le=8)
+    """Views of each image in a batch; all share the image's class. Our choice: 1."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Smallest and largest area of the crop, as a fraction of the image's."""
+    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
+    """Smallest and largest width / height of the crop."""
+    horizontal_flip: Fraction = 0.5
+    """Probability of a left-right flip."""
+    vertical_flip: Fraction = 0.0
+    """Probability of an upside-down flip; 0.5 suits satellite and microscope images."""
+    jitter: Fraction = 0.8
+    """Probability of the colour jitter."""
+    brightness: float = Field(default=0.4, ge=0.0, le=1.0)
+    """Brightness is multiplied by a number drawn from 1 - x to 1 + x."""
+    contrast: float = Field(default=0.4, ge=0.0, le=1.0)
+    """As brightness, for contrast."""
+    saturation: float = Field(default=0.4, ge=0.0, le=1.0)
+    """As brightness, for saturation."""
+    hue: float = Field(default=0.1, ge=0.0, le=0.5)
+    """The hue is turned by at most this fraction of the colour circle."""
+    grayscale: Fraction = 0.2
+    """Probability of dropping the colours."""
+    blur: Fraction = 0.5
+    """Probability of the Gaussian blur."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Smallest and largest standard deviation of the blur, in pixels of the view."""
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Augmentation:
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+            pair = _ordered(name, getattr(self, name))
+            if pair[0] <= 0:
+                raise ValueError(f"{name} starts at {pair[0]}: it must be greater than 0")
+        if self.crop_scale[1] > 1:
+            raise ValueError(f"crop_scale ends at {self.crop_scale[1]}: a crop is at most the whole image, 1.0")
+        return self
+
+
+class Optimizer(Section):
+    """SGD for the encoder and for the class rows, apart."""
+
+    global_batch_size: int = Field(default=256, ge=2, le=1_048_576)
+    """Images per step over all ranks. An epoch of N images is ceil(N / global_batch_size) steps of equal size (to within one image)."""
+    learning_rate: float = Field(default=0.03, gt=0.0, le=1000.0)
+    """Encoder's and projector's peak learning rate, for this batch size as it is (no hidden scaling). Paper: 0.48 at 4096."""
+    classifier_learning_rate: float | None = Field(default=None, gt=0.0, le=10_000.0)
+    """The rows' peak learning rate. Default: the encoder's."""
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """SGD momentum of both. Paper: 0.9."""
+    weight_decay: float = Field(default=1e-4, ge=0.0, le=1.0)
+    """L2 penalty of the encoder. Paper: 1e-4."""
+    classifier_weight_decay: float | None = Field(default=None, ge=0.0, le=1.0)
+    """L2 penalty of the rows. Default: the encoder's."""
+
+
+class Schedule(Section):
+    """Length of the run, linear warm-up, cosine decay to 0. Give epochs or steps, not both."""
+
+    epochs: int | None = Field(default=None, ge=1, le=100_000)
+    """Passes over the images."""
+    steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
+    """Optimiser steps."""
+    warmup_epochs: float | None = Field(default=None, ge=0.0, le=100_000)
+    """Epochs of linear warm-up; with epochs. Paper: 10."""
+    warmup_steps: int | None = Field(default=None, ge=0, le=1_000_000_000)
+    """Steps of linear warm-up; with steps."""
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Schedule:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"epochs is {self.epochs} and steps is {self.steps}: give exactly one of them")
+        if self.steps is not None and self.warmup_epochs:
+            raise ValueError("warmup_epochs goes with epochs: give warmup_steps beside steps")
+        if self.epochs is not None and self.warmup_steps:
+            raise ValueError("warmup_steps goes with steps: give warmup_epochs beside epochs")
+        length, warmup = self.epochs or self.steps or 0, self.warmup_epochs or self.warmup_steps or 0
+        if warmup > length:
+            unit = "epochs" if self.epochs else "steps"
+            raise ValueError(f"warmup_{unit} is {warmup:g}, longer than the run's {length} {unit}: shorten the warm-up")
+        return self
+
+
+class Resources(Section):
+    """What the run occupies."""
+
+    nodes: int = Field(default=1, ge=1, le=4096)
+    """Machines."""
+    ranks_per_node: int = Field(default=1, ge=1, le=64)
+    """Training processes on each machine: one per GPU; on a CPU, at most one per core."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: cuda where the worker has a GPU."""
+    max_attempts: int = Field(default=3, ge=1, le=100)
+    """Attempts before a run that keeps losing its worker, or crashing, is failed."""
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the run, over all nodes."""
+        return self.nodes * self.ranks_per_node
+
+
+class Checkpoints(Section):
+    """Checkpoints hold everything that an exact resume needs, and are whole or absent."""
+
+    every_epochs: float = Field(default=1.0, gt=0.0, le=100_000)
+    """Epochs between checkpoints; fractions allowed. The last step always writes one."""
+    keep_last: int = Field(default=2, ge=1, le=1000)
+    """Newest checkpoints kept."""
+    keep_best: bool = True
+    """Keep also the one with the best kNN accuracy."""
+
+
+class Evaluation(Section):
+    """kNN on backbone features, before the projector. The only place where labels are read; the loss never sees them."""
+
+    labelled: str | None = Field(default=None, min_length=1, max_length=4096)
+    """Absolute path of a folder with one sub-folder of images per class. Default: no evaluation."""
+    queries: str | None = Field(default=None, min_length=1, max_length=4096)
+    """Such a folder with the queries; `labelled` is then the bank. Default: every fifth image of `labelled` is a query, the rest the bank."""
+    every_epochs: int = Field(default=5, ge=1, le=100_000)
+    """Epochs between evaluations. Epoch 0, the random encoder, and the last are always evaluated."""
+    k: int = Field(default=20, ge=1, le=10_000)
+    """Neighbours that vote."""
+    temperature: float = Field(default=0.07, gt=0.0, le=10.0)
+    """A neighbour's vote weighs exp(cosine / temperature)."""
+    limit: int = Field(default=50_000, ge=2, le=100_000_000)
+    """Most images taken of the bank and of the queries, each; evenly spaced."""
+
+    @model_validator(mode="after")
+    def _queries_need_a_bank(self) -> Evaluation:
+        if self.queries and not self.labelled:
+            raise ValueError("queries is given without labelled: name the labelled folder that serves as the bank")
+        return self
+
+
+def describe(value: Any) -> str:
+    """A value as an error message shows it: short, one line."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

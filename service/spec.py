@@ -1,0 +1,154 @@
+"""The one definition of a run: request body, stored record, the trainer's input and a checkpoint's metadata.
+
+    RunSpec.model_validate(document)   a person's document: unknown keys are refused
+    parse_spec(document)               the same, with errors that name field, value and remedy (InvalidSpec)
+    stored_spec(text)                  a document that we stored: keys of a later version are ignored
+
+A document may name a `preset` (service/presets.py); what it states itself goes over the preset.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from service.errors import FieldError, InvalidSpec
+from service.presets import PRESETS
+from service.sections import (
+    Augmentation,
+    Backbone,
+    Checkpoints,
+    Classifier,
+    Data,
+    Evaluation,
+    Optimizer,
+    Projector,
+    Resources,
+    Schedule,
+    Section,
+)
+from service.spec_errors import field_errors
+
+
+class RunSpec(Section):
+    """What to train, on what, how and for how long."""
+
+    name: str = Field(default="run", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
+    """A name for people."""
+    preset: Literal["imagenet-1m", "cifar10", "demo"] | None = None
+    """Where the values that the document does not state come from, before the defaults."""
+    data: Data
+    backbone: Backbone = Backbone()
+    projector: Projector = Projector()
+    classifier: Classifier = Classifier()
+    augmentation: Augmentation = Augmentation()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of the encoder's forward and backward pass. V100: fp16; Ampere and later: bf16; CPU: fp32."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage of the encoder: what is partitioned over the ranks (1 optimiser state, 2 gradients, 3 parameters)."""
+    resources: Resources = Resources()
+    checkpoints: Checkpoints = Checkpoints()
+    evaluation: Evaluation = Evaluation()
+    log_every_steps: int = Field(default=10, ge=1, le=100_000)
+    """Steps between progress reports, and between the checks for non-finite losses and requests to stop."""
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    """Everything random follows from it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, document: Any) -> Any:
+        if not isinstance(document, Mapping) or document.get("preset") is None:
+            return document
+        preset = PRESETS.get(document["preset"]) if isinstance(document["preset"], str) else None
+        return document if preset is None else merge(preset, document)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunSpec:
+        world_size, batch = self.resources.world_size, self.optimizer.global_batch_size
+        if batch % world_size:
+            below, above = batch // world_size * world_size, -(-batch // world_size) * world_size
+            near = f"{below} or {above}" if below else f"{above}"
+            raise ValueError(
+                f"optimizer.global_batch_size is {batch}, not divisible by the {world_size} ranks "
+                f"(resources.nodes x ranks_per_node): use {near}"
+            )
+        limit = self.data.limit
+        if limit is not None:
+            check_fits_dataset(self, limit)
+        if self.precision != "fp32" and self.zero_stage == 0:
+            raise ValueError(
+                f"zero_stage is 0 with precision {self.precision}: DeepSpeed does not scale the fp16 loss, nor keep "
+                "fp32 weights, at stage 0: set zero_stage to 1"
+            )
+        if self.precision == "fp16" and self.resources.device == "cpu":
+            raise ValueError("precision is fp16 on resources.device cpu: CPUs have no fast fp16: use fp32 or bf16")
+        if self.classifier.parallelism == "zero3" and self.zero_stage != 3:
+            raise ValueError(
+                f"classifier.parallelism is zero3 with zero_stage {self.zero_stage}: the rows are then partitioned by "
+                "ZeRO-3: set zero_stage to 3, or parallelism to class"
+            )
+        return self
+
+
+def check_fits_dataset(spec: RunSpec, num_images: int) -> None:
+    """Raise ValueError where the specification asks more of a dataset than its `num_images` give."""
+    if spec.classifier.smoothing > 0 and spec.classifier.hardest_k >= num_images:
+        raise ValueError(
+            f"classifier.hardest_k is {spec.classifier.hardest_k} with {num_images} images: the hardest classes are other "
+            f"images, so at most {num_images - 1}"
+        )
+    if spec.optimizer.global_batch_size > num_images:
+        raise ValueError(
+            f"optimizer.global_batch_size is {spec.optimizer.global_batch_size} with {num_images} images: use at most "
+            f"{num_images // spec.resources.world_size * spec.resources.world_size}"
+        )
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid upon `base`, section by section. A length in one unit drops the base's length in the other."""
+    merged = dict(base)
+    for key, value in over.items():
+        under = base.get(key)
+        if not (isinstance(under, Mapping) and isinstance(value, Mapping)) or key == "args":
+            merged[key] = value
+            continue
+        if key == "schedule" and value.get("steps") is not None:
+            under = {k: v for k, v in under.items() if "epochs" not in k}
+        if key == "schedule" and value.get("epochs") is not None:
+            under = {k: v for k, v in under.items() if "steps" not in k}
+        merged[key] = merge(under, value)
+    return merged
+
+
+def parse_spec(document: object) -> RunSpec:
+    """A person's document as a specification. Raises InvalidSpec, which names field, value and remedy of every mistake."""
+    try:
+        return RunSpec.model_validate(document)
+    except ValidationError as error:
+        raise InvalidSpec(field_errors(error.errors(), RunSpec)) from None
+
+
+def read_spec(text: str) -> RunSpec:
+    """YAML or JSON text as a specification. Raises InvalidSpec."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise InvalidSpec([FieldError("", None, f"not YAML or JSON{line}: {problem}")]) from None
+    if not isinstance(document, dict):
+        kind = type(document).__name__
+        raise InvalidSpec([FieldError("", None, f"a specification is a mapping of sections, this is a {kind}")])
+    return parse_spec(document)
+
+
+def stored_spec(text: str | bytes) -> RunSpec:
+    """A specification that we wrote: what a later version added to it is ignored."""
+    return RunSpec.model_validate(json.loads(text), extra="ignore")
