@@ -70,9 +70,7 @@ class AttemptLost(MillionwayError):
 
     def __init__(self, run_id: str, attempt: int, current: int, status: str) -> None:
         self.run_id, self.attempt, self.current, self.status = run_id, attempt, current, status
-        super().__init__(
-            f"attempt {attempt} of run {run_id} is over (the run is {status}, its attempt {current}): stop its processes"
-        )
+        super().__init__(f"attempt {attempt} of run {run_id} is over (the run is {status}, its attempt {current}): stop its processes")
 
 
 class IdempotencyConflict(MillionwayError):

@@ -108,9 +108,7 @@ class Failed(_Event):
     message: str
 
 
-JobEvent = Annotated[
-    Started | Phase | Progress | Evaluated | Checkpointed | Exported | Warned | Failed, Field(discriminator="kind")
-]
+JobEvent = Annotated[Started | Phase | Progress | Evaluated | Checkpointed | Exported | Warned | Failed, Field(discriminator="kind")]
 job_event: TypeAdapter[JobEvent] = TypeAdapter(JobEvent)
 
 

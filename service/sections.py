@@ -18,9 +18,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 class Section(BaseModel):
     """Frozen; unknown keys are refused; NaN and infinity are refused."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True)
 
 
 def _ordered(name: str, pair: tuple[float, float]) -> tuple[float, float]:
@@ -219,7 +217,8 @@ class Evaluation(Section):
     labelled: str | None = Field(default=None, min_length=1, max_length=4096)
     """Absolute path of a folder with one sub-folder of images per class. Default: no evaluation."""
     queries: str | None = Field(default=None, min_length=1, max_length=4096)
-    """Such a folder with the queries; `labelled` is then the bank. Default: every fifth image of `labelled` is a query, the rest the bank."""
+    """Such a folder with the queries; `labelled` is then the bank. Default: every fifth image of `labelled` is a query and the
+    rest is the bank."""
     every_epochs: int = Field(default=5, ge=1, le=100_000)
     """Epochs between evaluations. Epoch 0, the random encoder, and the last are always evaluated."""
     k: int = Field(default=20, ge=1, le=10_000)
