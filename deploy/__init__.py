@@ -1,0 +1,1 @@
+"""Starts the processes: the embedded stack, the command line, the demonstration."""
