@@ -1,0 +1,57 @@
+"""Run a function on real gloo processes and bring back what each rank returns."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def on_ranks(world_size: int, directory: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """`function(*arguments)` on `world_size` gloo processes that meet through a file; the results in rank order.
+
+    `function` must be importable. Raises AssertionError with a rank's traceback if one fails.
+    """
+    directory = directory / f"{function.__name__}-{world_size}"
+    directory.mkdir(parents=True)
+    context = mp.get_context("spawn")
+    ranks = [
+        context.Process(target=_rank, args=(rank, world_size, str(directory), function, arguments), daemon=True)
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=120)
+    for process in ranks:
+        process.kill()
+    results = []
+    for rank in range(world_size):
+        path = directory / f"result-{rank}"
+        assert path.exists(), f"rank {rank} of {world_size} returned nothing"
+        ok, value = pickle.loads(path.read_bytes())  # noqa: S301 - our own children wrote it
+        assert ok, f"rank {rank} of {world_size} failed:\n{value}"
+        results.append(value)
+    return results
+
+
+def _rank(rank: int, world_size: int, directory: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+    )
+    try:
+        outcome = (True, function(*arguments))
+    except BaseException:
+        outcome = (False, traceback.format_exc())
+    temporary = Path(directory) / f".result-{rank}"
+    temporary.write_bytes(pickle.dumps(outcome))
+    temporary.rename(Path(directory) / f"result-{rank}")
+    dist.destroy_process_group()

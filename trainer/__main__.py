@@ -1,0 +1,65 @@
+"""One rank of a job: `python -m trainer --run-dir DIR --attempt N`, started by PyTorch's launcher (service/launch.py)."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from service.events import ExitCode
+from service.layout import AttemptDir, RunDir
+from service.spec import stored_spec
+from trainer.spool import EventSpool
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--attempt", type=int, required=True)
+    arguments = parser.parse_args()
+    run_dir, rank = RunDir(arguments.run_dir), int(os.environ["RANK"])
+    attempt = run_dir.attempt(arguments.attempt)
+    _log_to(attempt, rank)
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s", stream=sys.stdout)
+    try:
+        from trainer.process import die_with_parent
+        from trainer.train import train
+
+        die_with_parent()
+        return train(stored_spec(run_dir.spec.read_bytes()), run_dir, arguments.attempt)
+    except BaseException as error:
+        traceback.print_exc()
+        code, message = _explain(error)
+        EventSpool(attempt.events).append("failed", code=code, message=message)
+        return ExitCode.FAULTY if code not in ("disk", "internal") else 1
+
+
+def _explain(error: BaseException) -> tuple[str, str]:
+    """The `failed` event's code and message."""
+    code = getattr(error, "code", None)
+    if isinstance(code, str) and type(error).__module__ == "trainer.errors":
+        return code, str(error)
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return "out_of_memory", (
+            f"{error}: lower optimizer.global_batch_size or classifier.chunk_size, raise resources.ranks_per_node, or set zero_stage higher"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk", f"{error}: make room on the worker's disk"
+    return "internal", f"{type(error).__name__}: {error}"
+
+
+def _log_to(attempt: AttemptDir, rank: int) -> None:
+    """Standard output and error of this rank, also of native code, go to its log file."""
+    attempt.path.mkdir(parents=True, exist_ok=True)
+    log = os.open(attempt.rank_log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

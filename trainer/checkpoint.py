@@ -1,0 +1,252 @@
+"""Checkpoints: whole or absent, checksummed, independent of the number of ranks, readable without us.
+
+    checkpoints/step-000000120/
+      manifest.json                     format, step, specification, images, checksums, kNN
+      encoder.safetensors               parameter/NAME, momentum/NAME, buffer/NAME
+      shard-00000-of-00002.safetensors  rows, rows_momentum of classes start .. stop; this rank's random state
+
+Written to a temporary directory beside it, flushed to disk, renamed. The sampler's position is the step: which images a step
+sees, and how they are augmented, are functions of it and of the seed. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from service.layout import write_whole
+from service.spec import RunSpec
+from trainer.classifier import InstanceClassifier, ShardedClassifier, Zero3Classifier
+from trainer.engine import full_state, load_full_state, load_loss_scaler_state, loss_scaler_state
+from trainer.errors import BadData, DiskError
+
+FORMAT = 1
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One complete checkpoint."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.manifest["step"])
+
+    @property
+    def knn(self) -> float | None:
+        knn = self.manifest["knn"]
+        return None if knn is None else float(knn)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file["bytes"] for file in self.manifest["files"].values())
+
+
+def save_checkpoint(
+    directory: Path,
+    step: int,
+    engine: Any,
+    classifier: InstanceClassifier,
+    spec: RunSpec,
+    *,
+    images_sha256: str,
+    knn: float | None,
+    rank: int,
+    world_size: int,
+) -> Saved:
+    """Write the checkpoint of `step`. Every rank calls; all return, or all raise DiskError when one cannot write."""
+    final = directory / f"step-{step:09d}"
+    temporary = directory / f".{final.name}.tmp"
+    if rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    _barrier(world_size)
+    state = full_state(engine)
+    written: dict[str, Any] = {}
+    problem = None
+    try:
+        name = f"shard-{rank:05d}-of-{world_size:05d}.safetensors"
+        written[name] = _write_tensors(temporary / name, _shard_tensors(classifier))
+        if isinstance(classifier, ShardedClassifier):
+            written[name] |= {"start": classifier.shard.start, "stop": classifier.shard.stop}
+        if rank == 0:
+            flat = {f"{kind}/{name}": tensor for kind, tensors in state.items() for name, tensor in tensors.items()}
+            written["encoder.safetensors"] = _write_tensors(temporary / "encoder.safetensors", flat)
+    except OSError as error:
+        problem = f"rank {rank}: {error}"
+    files, problems = _gather(written, world_size), [p for p in _gather(problem, world_size) if p]
+    if problems:
+        if rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise DiskError(f"the checkpoint of step {step} cannot be written to {directory}: {'; '.join(problems)}: make room there")
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "world_size": world_size,
+        "knn": knn,
+        "images_sha256": images_sha256,
+        "loss_scaler": loss_scaler_state(engine),
+        "spec": spec.model_dump(mode="json"),
+        "files": {name: about for part in files for name, about in part.items()},
+    }
+    if rank == 0:
+        write_whole(temporary / "manifest.json", json.dumps(manifest, indent=1))
+        if final.exists():  # written by an attempt that ended just after: the same bytes, or torn; ours is whole
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _sync_directory(directory)
+    _barrier(world_size)
+    return Saved(final, manifest)
+
+
+def load_checkpoint(saved: Saved, engine: Any, classifier: InstanceClassifier, *, images_sha256: str, rank: int, world_size: int) -> None:
+    """Put the state of `saved` back. Every rank calls; the number of ranks may differ from the writer's."""
+    manifest = saved.manifest
+    if manifest["images_sha256"] != images_sha256:
+        raise BadData(
+            f"the images are not those of checkpoint {saved.path}: files were added, removed or renamed since; every image is "
+            "a class, so restore the folder, or start a new run"
+        )
+    flat = load_file(saved.path / "encoder.safetensors")
+    state: dict[str, dict[str, Tensor]] = {"parameter": {}, "momentum": {}, "buffer": {}}
+    for key, tensor in flat.items():
+        kind, name = key.split("/", 1)
+        state[kind][name] = tensor
+    load_full_state(engine, state)
+    load_loss_scaler_state(engine, manifest["loss_scaler"])
+    if isinstance(classifier, ShardedClassifier):
+        _load_rows(saved, classifier)
+    elif "hardest" in (own := _read_shard(saved, 0)):
+        classifier.hardest_NK = own["hardest"].to(engine.device)
+    if manifest["world_size"] == world_size:
+        own = _read_shard(saved, rank)
+        torch.set_rng_state(own["torch_rng"])
+        if "cuda_rng" in own:
+            torch.cuda.set_rng_state(own["cuda_rng"])
+
+
+def newest_checkpoint(directory: Path) -> Saved | None:
+    """The newest checkpoint whose every file has its checksum. A damaged one is passed over, with a warning."""
+    for saved in reversed(list_checkpoints(directory)):
+        damaged = [name for name, about in saved.manifest["files"].items() if _sha256(saved.path / name) != about["sha256"]]
+        if not damaged:
+            return saved
+        log.warning("checkpoint %s is passed over: %s differ from their checksums", saved.path, ", ".join(damaged))
+    return None
+
+
+def list_checkpoints(directory: Path) -> list[Saved]:
+    """Complete checkpoints, oldest first. What a killed writer left has no final name and is not seen."""
+    found = []
+    for path in sorted(directory.glob("step-*")):
+        try:
+            manifest = json.loads((path / "manifest.json").read_text())
+        except (OSError, ValueError):
+            continue
+        if manifest.get("format") == FORMAT:
+            found.append(Saved(path, manifest))
+    return found
+
+
+def remove_old_checkpoints(directory: Path, keep_last: int, keep_best: bool) -> list[Path]:
+    """Keep the newest `keep_last` and, with `keep_best`, the one with the highest kNN accuracy. Returns what was removed."""
+    saved = list_checkpoints(directory)
+    keep = {s.path for s in saved[-keep_last:]}
+    scored = [s for s in saved if s.knn is not None]
+    if keep_best and scored:
+        keep.add(max(scored, key=lambda s: (s.knn, s.step)).path)
+    removed = [s.path for s in saved if s.path not in keep]
+    for path in removed:
+        doomed = path.with_name(f".{path.name}.removed")  # a reader sees it whole or not at all
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    return removed
+
+
+def _shard_tensors(classifier: InstanceClassifier) -> dict[str, Tensor]:
+    tensors = {"torch_rng": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["cuda_rng"] = torch.cuda.get_rng_state()
+    if isinstance(classifier, ShardedClassifier):
+        tensors |= {"rows": classifier.rows_nD, "rows_momentum": classifier.momentum_nD}
+    hardest = classifier.hardest_NK if isinstance(classifier, Zero3Classifier) else classifier.hardest_nK
+    if hardest is not None:
+        tensors["hardest"] = hardest
+    return tensors
+
+
+def _load_rows(saved: Saved, classifier: ShardedClassifier) -> None:
+    """Fill this rank's rows from whichever of the writer's shards hold them."""
+    start, stop = classifier.shard.start, classifier.shard.stop
+    device = classifier.rows_nD.device
+    hardest = []
+    for name, about in saved.manifest["files"].items():
+        if "start" not in about:
+            continue
+        low, high = max(start, about["start"]), min(stop, about["stop"])
+        with safe_open(saved.path / name, framework="pt") as file:
+            theirs = slice(max(0, low - about["start"]), max(0, high - about["start"]))
+            if low < high:
+                classifier.rows_nD[low - start : high - start] = file.get_slice("rows")[theirs].to(device)
+                classifier.momentum_nD[low - start : high - start] = file.get_slice("rows_momentum")[theirs].to(device)
+            if "hardest" in file.keys():  # noqa: SIM118 - safe_open is no dictionary
+                hardest.append(file.get_slice("hardest")[theirs].to(device))
+    classifier.hardest_nK = torch.cat(hardest) if hardest else None
+
+
+def _read_shard(saved: Saved, rank: int) -> dict[str, Tensor]:
+    name = f"shard-{rank:05d}-of-{saved.manifest['world_size']:05d}.safetensors"
+    wanted = ("torch_rng", "cuda_rng", "hardest")
+    with safe_open(saved.path / name, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in wanted if key in file.keys()}  # noqa: SIM118
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return {"sha256": _sha256(path), "bytes": path.stat().st_size}
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _barrier(world_size: int) -> None:
+    if world_size > 1:
+        dist.barrier()
+
+
+def _gather(value: Any, world_size: int) -> list[Any]:
+    if world_size == 1:
+        return [value]
+    values: list[Any] = [None] * world_size
+    dist.all_gather_object(values, value)
+    return values

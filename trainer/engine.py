@@ -1,0 +1,147 @@
+"""The encoder under DeepSpeed: configuration, optimiser, and its whole state in and out, for every ZeRO stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import Tensor, nn
+
+from service.spec import RunSpec
+from trainer.classifier import InstanceClassifier, Zero3Classifier
+from trainer.encoder import Encoder
+
+MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for it
+
+
+class Model(nn.Module):
+    """What the engine owns: the encoder and, with parallelism zero3, the classifier's rows."""
+
+    def __init__(self, encoder: Encoder, classifier: Zero3Classifier | None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.encoder(images)
+        return features
+
+
+def deepspeed_config(spec: RunSpec) -> dict[str, Any]:
+    """DeepSpeed's configuration, derived from the specification and from nothing else."""
+    batch, world_size = spec.optimizer.global_batch_size, spec.resources.world_size
+    config: dict[str, Any] = {
+        "train_batch_size": batch,
+        "train_micro_batch_size_per_gpu": batch // world_size,
+        "zero_optimization": {"stage": spec.zero_stage},
+        "zero_allow_untested_optimizer": True,  # plain SGD works in every stage; the flag only silences a question
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1_000_000_000,  # the loop reports
+    }
+    if spec.precision == "bf16":
+        config["bf16"] = {"enabled": True}
+    if spec.precision == "fp16":
+        config["fp16"] = {"enabled": True, "initial_scale_power": 16}
+    return config
+
+
+def build_engine(spec: RunSpec, encoder: Encoder, classifier: InstanceClassifier) -> Any:
+    """The DeepSpeed engine of the encoder, and of the rows with parallelism zero3. Every rank calls."""
+    inside = classifier if isinstance(classifier, Zero3Classifier) else None
+    model, section = Model(encoder, inside), spec.optimizer
+    decays = [section.weight_decay]
+    # ZeRO takes a dummy step to create the momentum: with a decay it would already move the weights. So both start at 0.
+    groups = [{"params": list(encoder.parameters()), "lr": 0.0, "weight_decay": 0.0}]
+    if inside is not None:
+        groups.append({"params": list(inside.parameters()), "lr": 0.0, "weight_decay": 0.0})
+        decay = section.classifier_weight_decay
+        decays.append(section.weight_decay if decay is None else decay)
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=section.momentum)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(spec))
+    for group, decay in zip(engine.optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    return engine
+
+
+def set_learning_rates(engine: Any, encoder: float, classifier: float) -> None:
+    for group, rate in zip(engine.optimizer.param_groups, (encoder, classifier), strict=False):
+        group["lr"] = rate
+
+
+def average_buffers(module: nn.Module, world_size: int) -> None:
+    """Average the BatchNorm running statistics over the ranks.
+
+    Their update is linear, so the average is that of averaged batch statistics; done in every step it makes the ranks'
+    buffers equal, and a checkpoint independent of how many ranks wrote it.
+    """
+    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    if world_size == 1 or not buffers:
+        return
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    dist.all_reduce(flat)
+    flat /= world_size
+    for buffer, part in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(part.view_as(buffer))
+
+
+def full_state(engine: Any) -> dict[str, dict[str, Tensor]]:
+    """{"parameter", "momentum", "buffer"} by name, whole and on the CPU; parameters and momentum in fp32.
+
+    Every rank calls (partitions are gathered one parameter at a time); every rank gets the result.
+    """
+    stage = engine.zero_optimization_stage()
+    parameters: dict[str, Tensor] = {}
+    momentum: dict[str, Tensor] = {}
+    for name, parameter in engine.module.named_parameters():
+        if stage == 0:
+            value, buffer = parameter.detach(), engine.optimizer.state[parameter].get(MOMENTUM)
+        else:
+            value, buffer = safe_get_full_fp32_param(parameter), safe_get_full_optimizer_state(parameter, MOMENTUM)
+        parameters[name] = value.float().cpu().clone()
+        momentum[name] = torch.zeros_like(parameters[name]) if buffer is None else buffer.float().cpu().clone()
+    buffers = {name: buffer.cpu().clone() for name, buffer in engine.module.named_buffers()}
+    return {"parameter": parameters, "momentum": momentum, "buffer": buffers}
+
+
+@torch.no_grad()
+def load_full_state(engine: Any, state: dict[str, dict[str, Tensor]]) -> None:
+    """Put back what `full_state` returned, at any ZeRO stage and number of ranks. Every rank calls."""
+    stage = engine.zero_optimization_stage()
+    for name, parameter in engine.module.named_parameters():
+        value, buffer = state["parameter"][name], state["momentum"][name]
+        if stage == 0:
+            parameter.copy_(value)
+            engine.optimizer.state[parameter][MOMENTUM] = buffer.to(parameter.device, copy=True)
+            continue
+        safe_set_full_fp32_param(parameter, value.to(engine.device))
+        safe_set_full_optimizer_state(parameter, buffer.to(engine.device), MOMENTUM)
+        # The copy that the forward pass reads is another tensor than the fp32 one.
+        if stage == 3:
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.copy_(value)
+        else:
+            parameter.copy_(value)
+    for name, buffer in engine.module.named_buffers():
+        buffer.copy_(state["buffer"][name])
+
+
+def loss_scaler_state(engine: Any) -> dict[str, Any]:
+    """The dynamic fp16 loss scale, for an exact resume; empty in other precisions."""
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    names = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+    return {name: getattr(scaler, name) for name in names if hasattr(scaler, name)}
+
+
+def load_loss_scaler_state(engine: Any, state: dict[str, Any]) -> None:
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    for name, value in state.items():
+        if hasattr(scaler, name):
+            setattr(scaler, name, value)

@@ -1,0 +1,42 @@
+"""The contrastive prior: each class row starts as its image's feature under the random encoder (paper, "contrastive prior").
+
+One inference pass in which only the BatchNorm statistics run: features come out of batch statistics, no weight changes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from service.spec import RunSpec
+from trainer.classifier import InstanceClassifier
+from trainer.data.images import ImageFolder
+from trainer.data.loader import iterate_images, normalise
+from trainer.data.sampler import epoch_order
+from trainer.process import Process
+
+
+@torch.no_grad()
+def write_contrastive_prior(
+    encoder: nn.Module, classifier: InstanceClassifier, folder: ImageFolder, spec: RunSpec, process: Process
+) -> None:
+    """Fill the classifier's rows. Every rank encodes its share of the shuffled images: batches in the order of the paths
+    would be of one kind of image, and their BatchNorm statistics with them."""
+    order = torch.from_numpy(epoch_order(len(folder), spec.seed, 0))
+    share = order[process.rank :: process.world_size]
+    length = -(-len(order) // process.world_size)
+    repeated = length - len(share)  # 0 or 1: every rank runs the same number of batches of the same size
+    share = torch.cat([share, order[:repeated]])
+    instance_n = share.clone()
+    instance_n[length - repeated :] = -1
+
+    num_batches = -(-length * process.world_size // spec.optimizer.global_batch_size)
+    batch_size = -(-length // num_batches)
+    images_in_order = iterate_images(folder, share.numpy(), spec.data.image_size, batch_size, spec.data.num_workers)
+    dtype = next(encoder.parameters()).dtype
+    encoder.train()
+    for (images, _), instance_b in zip(images_in_order, instance_n.split(batch_size), strict=True):
+        x_bD = encoder(normalise(images.to(process.device), spec.data.mean, spec.data.std).to(dtype))
+        # Unit norm: the cosine ignores a row's length, but a step turns a row by an angle inverse to it.
+        classifier.write_rows(instance_b.to(process.device), F.normalize(x_bD.float(), dim=1))

@@ -1,0 +1,80 @@
+"""This process among the job's: its rank, its device, its randomness, and how it learns that it should stop."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import random
+import signal
+from dataclasses import dataclass
+from datetime import timedelta
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from service.spec import RunSpec
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+"""A collective that takes longer means that a rank is gone or stuck."""
+
+
+@dataclass
+class Process:
+    rank: int
+    world_size: int
+    device: torch.device
+    stop_requested: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def describe(self, spec: RunSpec) -> str:
+        """One sentence: device, precision, threads."""
+        if self.device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.device)}, {spec.precision}"
+        return f"cpu, {spec.precision}, {torch.get_num_threads()} threads per rank"
+
+
+def start_process(spec: RunSpec) -> Process:
+    """Join the other ranks (environment of PyTorch's launcher), take a device and seed everything."""
+    use_cuda = os.environ.get("DS_ACCELERATOR") != "cpu" and torch.cuda.is_available()
+    if not use_cuda:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        # DeepSpeed would compile an operator for inference here: 25 s and a C++ compiler, for nothing that training uses.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm_op"] = False
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed(dist_backend="nccl" if use_cuda else "gloo", timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    seed_everything(spec.seed)
+    # The same weights from the same seed, also after a resume. On CUDA some operators have no deterministic form: they warn.
+    torch.use_deterministic_algorithms(True, warn_only=use_cuda)
+    process = Process(dist.get_rank(), dist.get_world_size(), device)
+
+    def request_stop(*_: object) -> None:
+        process.stop_requested = True
+
+    signal.signal(signal.SIGTERM, request_stop)
+    signal.signal(signal.SIGINT, request_stop)
+    return process
+
+
+def seed_everything(seed: int) -> None:
+    """For model initialisation and for backbones with dropout. Data order and augmentation have their own generators."""
+    random.seed(seed)
+    np.random.seed(seed)  # the legacy generator is what third-party code may use
+    torch.manual_seed(seed)
+
+
+def die_with_parent() -> None:
+    """Ask Linux for SIGKILL when the launcher dies, so that no rank outlives a worker that was killed with -9."""
+    if platform.system() != "Linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)  # 1: PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it died before the call
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,180 @@
+"""The training loop: read it once, top to bottom."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from service.events import ExitCode
+from service.layout import RunDir
+from service.spec import RunSpec, check_fits_dataset
+from trainer.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint, remove_old_checkpoints, save_checkpoint
+from trainer.classifier import build_classifier
+from trainer.classifier.similarity import refresh_hardest
+from trainer.data.images import index_images
+from trainer.data.loader import ViewLoader, normalise
+from trainer.encoder import build_encoder
+from trainer.engine import average_buffers, build_engine, full_state, set_learning_rates
+from trainer.errors import BadSpec, TrainerError
+from trainer.evaluate import evaluate_knn, load_labelled, pixel_knn
+from trainer.export import export_backbone, verify_export
+from trainer.meter import Meter
+from trainer.prior import write_contrastive_prior
+from trainer.process import Process, start_process
+from trainer.schedule import due, learning_rate_factor, make_plan
+from trainer.spool import EventSpool, NullSpool
+
+T = TypeVar("T")
+
+
+def train(spec: RunSpec, run_dir: RunDir, attempt: int) -> int:
+    """Train to the end of the schedule, from the newest checkpoint if there is one. Returns the exit code.
+
+    Raises TrainerError where the specification or the data are at fault.
+    """
+    process = start_process(spec)
+    spool = EventSpool(run_dir.attempt(attempt).events) if process.is_first else NullSpool()
+
+    spool.append("phase", phase="indexing")
+    folder = _from_first(process, lambda: index_images(Path(spec.data.path), spec.data.limit))
+    labelled = _from_first(process, lambda: load_labelled(spec.evaluation) if spec.evaluation.labelled else None)
+    images_sha256 = hashlib.sha256("\n".join(folder.paths).encode()).hexdigest()
+    try:
+        check_fits_dataset(spec, len(folder))
+    except ValueError as error:
+        raise BadSpec(str(error)) from None
+    plan = make_plan(spec, len(folder))
+
+    encoder = build_encoder(spec)
+    classifier = build_classifier(spec, len(folder), process.device)
+    engine = build_engine(spec, encoder, classifier)
+    dtype = next(encoder.parameters()).dtype
+
+    saved = _from_first(process, lambda: newest_checkpoint(run_dir.checkpoints))
+    start_step = step = saved.step if saved else 0
+    if saved:
+        load_checkpoint(saved, engine, classifier, images_sha256=images_sha256, rank=process.rank, world_size=process.world_size)
+    spool.append(
+        "started",
+        num_images=len(folder),
+        num_steps=plan.num_steps,
+        start_step=start_step,
+        world_size=process.world_size,
+        device=process.describe(spec),
+    )
+
+    def evaluate() -> float | None:
+        if labelled is None:
+            return None
+        spool.append("phase", phase="evaluating")
+        knn = evaluate_knn(encoder.backbone, spec, labelled, process.device)
+        pixels = pixel_knn(labelled, spec) if step == 0 and process.is_first else None
+        spool.append("evaluated", step=step, epoch=plan.epoch(step), knn=knn, knn_pixels=pixels)
+        return knn
+
+    if start_step == 0:
+        evaluate()
+        if spec.classifier.initialisation == "prior":
+            spool.append("phase", phase="prior")
+            write_contrastive_prior(encoder, classifier, folder, spec, process)
+            average_buffers(encoder, process.world_size)
+
+    by_similarity = spec.classifier.smoothing > 0 and spec.classifier.hardest_by == "class_similarity"
+    refresh_every = plan.steps_per_epoch * spec.classifier.refresh_epochs
+    optimizer = spec.optimizer
+    classifier_rate = optimizer.classifier_learning_rate or optimizer.learning_rate
+    meter = Meter(plan, start_step, spec.augmentation.views_per_image, process)
+    batches = iter(ViewLoader(folder, spec, process.rank, process.world_size, start_step))
+    knn = saved.knn if saved else None
+    spool.append("phase", phase="training")
+    encoder.train()
+    for step in range(start_step + 1, plan.num_steps + 1):  # `step` counts the steps done once this one is
+        last_step = step == plan.num_steps
+        if by_similarity and (step - 1) % refresh_every == 0:
+            spool.append("phase", phase="similarity")
+            refresh_hardest(classifier)
+            spool.append("phase", phase="training")
+
+        with meter.waiting_for_data():
+            batch = next(batches)
+        images = normalise(batch.images.to(process.device, non_blocking=True), spec.data.mean, spec.data.std).to(dtype)
+        instances = batch.instances.to(process.device, non_blocking=True)
+
+        factor = learning_rate_factor(plan, step - 1)
+        set_learning_rates(engine, factor * optimizer.learning_rate, factor * classifier_rate)
+        loss = classifier(engine(images), instances)
+        engine.backward(loss)
+        engine.step()
+        if engine.was_step_applied():  # an fp16 overflow skips the step on every rank alike: the rows skip it too
+            classifier.step(factor * classifier_rate)
+        average_buffers(encoder, process.world_size)
+        meter.count(loss, batch)
+
+        stop = False
+        if due(step, spec.log_every_steps) or last_step:
+            stop = meter.report(spool, step, factor * optimizer.learning_rate)
+        if labelled is not None and (step % plan.evaluate_every == 0 or last_step):
+            knn = evaluate()
+            encoder.train()
+            spool.append("phase", phase="training")
+        else:
+            knn = None
+        if due(step, plan.checkpoint_every) or last_step or stop:
+            saved = save_checkpoint(
+                run_dir.checkpoints,
+                step,
+                engine,
+                classifier,
+                spec,
+                images_sha256=images_sha256,
+                knn=knn,
+                rank=process.rank,
+                world_size=process.world_size,
+            )
+            if process.is_first:
+                keep = spec.checkpoints
+                removed = remove_old_checkpoints(run_dir.checkpoints, keep.keep_last, keep.keep_best)
+                spool.append(
+                    "checkpointed",
+                    step=step,
+                    epoch=plan.epoch(step),
+                    path=str(saved.path),
+                    num_bytes=saved.num_bytes,
+                    knn=knn,
+                    removed=[str(path) for path in removed],
+                )
+        if stop and not last_step:
+            return ExitCode.STOPPED
+
+    spool.append("phase", phase="exporting")
+    state = full_state(engine)
+    if process.is_first:
+        weights = {**state["parameter"], **state["buffer"]}
+        prefix = "encoder.backbone."
+        backbone = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        knn = list_checkpoints(run_dir.checkpoints)[-1].knn
+        export_backbone(backbone, spec, run_dir.export, {"num_images": len(folder), "knn": knn, "epochs": plan.num_epochs})
+        verify_export(run_dir.export)
+        spool.append("exported", path=str(run_dir.export))
+    if process.world_size > 1:
+        dist.barrier()
+    return ExitCode.FINISHED
+
+
+def _from_first(process: Process, ask: Callable[[], T]) -> T:
+    """What `ask` returns, or raises, on rank 0, on every rank: one rank looks at the file system, all act alike."""
+    answer: list[T | Exception | None] = [None]
+    if process.is_first:
+        try:
+            answer[0] = ask()
+        except TrainerError as error:
+            answer[0] = error
+    if process.world_size > 1:
+        dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], Exception):
+        raise answer[0]
+    return answer[0]  # type: ignore[return-value]
