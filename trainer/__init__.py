@@ -1,0 +1,1 @@
+"""The training job: reads images, trains encoder and instance classifier, evaluates and exports. It knows no network."""
