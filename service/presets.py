@@ -46,7 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "name": "demo",
         "data": {"image_size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
-        "backbone": {"name": "resnet18", "args": {"layers": [1, 1, 1], "channels": [32, 64, 128]}},
+        "backbone": {"name": "resnet18", "args": {"layers": [1, 1, 1, 0], "channels": [32, 64, 128, 128]}},
         "augmentation": {"crop_scale": [0.5, 1.0], "horizontal_flip": 0.0, "grayscale": 0.0, "blur": 0.0, "hue": 0.0},
         "optimizer": {
             "global_batch_size": 128,

@@ -60,7 +60,7 @@ class Backbone(Section):
     """`small` puts a 3x3 convolution of stride 1 in the place of a ResNet's 7x7 of stride 2, for images under 64 pixels;
     `auto` does so for ResNets when data.image_size is under 64; `standard` leaves the architecture alone."""
     args: dict[str, JsonValue] = Field(default_factory=dict, max_length=32)
-    """Further keyword arguments of timm's constructor, e.g. {"layers": [1, 1, 1], "channels": [32, 64, 128]}."""
+    """Further keyword arguments of timm's constructor, e.g. {"layers": [1, 1, 1, 0], "channels": [32, 64, 128, 128]}."""
     batch_norm: Literal["per_rank", "synchronised"] = "per_rank"
     """Whether BatchNorm statistics are of each rank's part of the batch, or of the global batch. Our choice: per rank."""
 

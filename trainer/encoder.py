@@ -123,8 +123,8 @@ def _feature_size(backbone: nn.Module, spec: RunSpec) -> int:
             shape = backbone.eval()(torch.zeros(1, 3, size, size)).shape
     except Exception as error:  # as in create_backbone
         raise BadSpec(
-            f"backbone {spec.backbone.name} fails on images of {size} pixels: {type(error).__name__}: {error}: change backbone.args or data.image_size "
-            f'or, for a transformer, add "img_size": {size} to backbone.args'
+            f"backbone {spec.backbone.name} fails on images of {size} pixels: {type(error).__name__}: {error}: change backbone.args "
+            f'or data.image_size or, for a transformer, add "img_size": {size} to backbone.args'
         ) from error
     finally:
         backbone.train(training)
