@@ -6,6 +6,7 @@ MillionwayError
     TransitionRefused     the run's status does not allow what was asked
     AttemptLost           a report from an attempt that is no longer the run's
     IdempotencyConflict   the key was used with another body
+    EventGap              events are missing between what is applied and what was sent
     LogGap                bytes are missing between what is stored and what was sent
     StoreUnavailable      Redis does not answer
     ApiUnavailable        the API does not answer (client side)
@@ -79,6 +80,14 @@ class IdempotencyConflict(MillionwayError):
     def __init__(self, key: str) -> None:
         self.key = key
         super().__init__(f"Idempotency-Key {key!r} was used with another body: use a new key for a new run")
+
+
+class EventGap(MillionwayError):
+    """Events were sent beyond the next one that is due."""
+
+    def __init__(self, run_id: str, attempt: int, last_seq: int, seq: int) -> None:
+        self.run_id, self.attempt, self.last_seq, self.seq = run_id, attempt, last_seq, seq
+        super().__init__(f"event {seq} of attempt {attempt} of run {run_id} follows {last_seq} here: send from {last_seq + 1}")
 
 
 class LogGap(MillionwayError):

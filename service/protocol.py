@@ -17,11 +17,12 @@ For people and their programs
 For workers; every write carries the attempt, and a report from a lost attempt gets 409 `attempt_lost`
     POST /workers/{worker}/claim                     ClaimRequest -> 200 Claim, or 204: nothing to do
     POST /runs/{id}/attempts/{n}/heartbeat           -> HeartbeatReply
-    POST /runs/{id}/attempts/{n}/events              EventBatch -> EventAck
+    POST /runs/{id}/attempts/{n}/events              EventBatch -> EventAck; a gap: 409 `event_gap` with the last_seq here
     PUT  /runs/{id}/attempts/{n}/logs/{name}?offset= bytes -> LogAck; a gap: 409 `log_gap` with the size here
     POST /runs/{id}/attempts/{n}/exit                ExitReport -> Run
 
 Errors are RFC 9457 problem documents: type, title, status, detail, code, and errors[] of {field, pointer, value, message}.
+Beside them `attempt_lost` has current_attempt and run_status, `log_gap` size, `event_gap` last_seq. One body: at most 4 MiB.
 """
 
 from __future__ import annotations

@@ -1,0 +1,42 @@
+"""`python -m api`: the API in a process of its own. Settings: service/settings.py."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+import structlog
+import uvicorn
+
+from api.app import create_app
+from service.logs import configure_logs
+from service.settings import from_environment
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="TCP port (default: %(default)s)")
+    arguments = parser.parse_args()
+    configure_logs()
+    logging.basicConfig(level=logging.WARNING, stream=sys.stdout)  # uvicorn's own complaints
+    try:
+        settings = from_environment(os.environ)
+    except ValueError as error:
+        parser.error(str(error))
+    log = structlog.get_logger()
+    log.info("api_starting", url=f"http://{arguments.host}:{arguments.port}", state_dir=str(settings.state_dir))
+    uvicorn.run(
+        create_app(settings),
+        host=arguments.host,
+        port=arguments.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=5,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Errors as RFC 9457 problem documents: one table from our errors to status codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from service.errors import (
+    AttemptLost,
+    EventGap,
+    FieldError,
+    IdempotencyConflict,
+    InvalidSpec,
+    LogGap,
+    MillionwayError,
+    RunNotFound,
+    StoreUnavailable,
+    TransitionRefused,
+)
+from service.sections import describe
+
+log = structlog.get_logger()
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 1
+
+
+class Kind(NamedTuple):
+    status: int
+    code: str
+    title: str
+
+
+KINDS: dict[type[MillionwayError], Kind] = {
+    AttemptLost: Kind(409, "attempt_lost", "The attempt is over"),
+    EventGap: Kind(409, "event_gap", "Events are missing before these"),
+    IdempotencyConflict: Kind(422, "idempotency_conflict", "The Idempotency-Key was used with another body"),
+    InvalidSpec: Kind(422, "invalid_spec", "The specification is wrong"),
+    LogGap: Kind(409, "log_gap", "Bytes are missing before these"),
+    RunNotFound: Kind(404, "run_not_found", "No run has this id"),
+    StoreUnavailable: Kind(503, "store_unavailable", "The store does not answer"),
+    TransitionRefused: Kind(409, "transition_refused", "The run's status does not allow this"),
+}
+
+
+class FieldProblem(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    field: str
+    """Dotted, e.g. data.path; empty for the whole document."""
+    pointer: str
+    """RFC 6901 JSON pointer of the field."""
+    value: Any = None
+    """What was given; shortened where it is long."""
+    message: str
+    """What is wrong, with the remedy."""
+
+
+class Problem(BaseModel):
+    """RFC 9457. Members beside these belong to the code: service/protocol.py names them."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    """Stable, for programs."""
+    errors: list[FieldProblem] = Field(default_factory=list)
+
+
+def problem_response(
+    kind: Kind,
+    detail: str,
+    *,
+    errors: list[FieldError] | None = None,
+    headers: Mapping[str, str] | None = None,
+    **members: Any,
+) -> Response:
+    fields = [FieldProblem(field=e.field, pointer=e.pointer, value=_shown(e.value), message=str(e)) for e in errors or []]
+    problem = Problem(
+        type=f"urn:millionway:problem:{kind.code}",
+        title=kind.title,
+        status=kind.status,
+        detail=detail,
+        code=kind.code,
+        errors=fields,
+        **members,
+    )
+    return Response(problem.model_dump_json(), status_code=kind.status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
+
+
+def _shown(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool | int | float) else value[:200] if isinstance(value, str) else describe(value)
+
+
+async def _millionway_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, MillionwayError)  # noqa: S101 - registered for nothing else
+    kind = KINDS[type(error)]
+    if isinstance(error, InvalidSpec):
+        return problem_response(kind, str(error), errors=error.errors)
+    if isinstance(error, StoreUnavailable):
+        log.warning("store_unavailable", path=request.url.path, why=str(error))
+        return problem_response(kind, str(error), headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+    if isinstance(error, AttemptLost):
+        return problem_response(kind, str(error), current_attempt=error.current, run_status=error.status)
+    if isinstance(error, LogGap):
+        return problem_response(kind, str(error), size=error.size)
+    if isinstance(error, EventGap):
+        return problem_response(kind, str(error), last_seq=error.last_seq)
+    return problem_response(kind, str(error))
+
+
+async def _invalid_request(request: Request, error: Exception) -> Response:
+    """A path, query, header or body other than a specification that does not fit its declaration."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    errors = []
+    for found in error.errors():
+        _, *path = found["loc"]
+        field = ".".join(str(part) for part in path)
+        if found["type"] == "json_invalid":
+            message = f"the body is not JSON at byte {field}: {found.get('ctx', {}).get('error', found['msg'])}"
+            errors.append(FieldError("", None, message))
+        else:
+            given = "" if found["type"] == "missing" else f"{describe(found.get('input'))}: "
+            errors.append(FieldError(field, found.get("input"), f"{field}: {given}{found['msg']}"))
+    return problem_response(Kind(422, "invalid_request", "The request is wrong"), "\n".join(map(str, errors)), errors=errors)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What the framework refuses: an unknown path, a wrong method, a body that is too large."""
+    assert isinstance(error, HTTPException)  # noqa: S101
+    status = HTTPStatus(error.status_code)
+    detail = str(error.detail)
+    if status is HTTPStatus.NOT_FOUND:
+        detail = f"nothing at {request.url.path}: the routes are listed at /docs"
+    elif status is HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        detail = f"{request.url.path} does not take {request.method}: use {allowed}"
+    code = status.phrase.lower().replace(" ", "_")
+    return problem_response(Kind(status, code, status.phrase), detail, headers=error.headers)
+
+
+async def _internal_error(request: Request, error: Exception) -> Response:
+    log.error("internal_error", method=request.method, path=request.url.path, exc_info=error)
+    return problem_response(Kind(500, "internal_error", "The API failed"), "an error of ours: its traceback is in the API's log")
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(MillionwayError, _millionway_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _internal_error)
+
+
+def documents(*errors: type[MillionwayError]) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI entries of the problems that a route can answer with, beside a wrong request and an absent store."""
+    kinds = [KINDS[error] for error in (*errors, StoreUnavailable)] + [Kind(422, "invalid_request", "The request is wrong")]
+    titles: dict[int, list[str]] = {}
+    for kind in sorted(kinds):
+        titles.setdefault(kind.status, []).append(f"{kind.title} (`{kind.code}`)")
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": "; ".join(dict.fromkeys(lines)), "content": content} for status, lines in titles.items()}

@@ -1,0 +1,121 @@
+"""What is checked of a submission beyond its specification: what this release can place, and what is on the disk.
+
+Blocks on the file system: call it from a thread.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import time
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
+from pathlib import Path, PurePosixPath
+
+from service.errors import FieldError, InvalidSpec
+from service.spec import RunSpec, check_fits_dataset
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+SCAN_SECONDS = 3.0
+"""A folder that takes longer to look through is let in; the job counts its images in any case."""
+
+
+def admit(spec: RunSpec, *, shared_files: bool) -> None:
+    """Raises InvalidSpec with everything that is wrong. `shared_files`: this process sees the worker's file system."""
+    errors = [*_placement(spec), *_backbone(spec), *_paths(spec)]
+    if shared_files and not errors:
+        errors = [*_data_folder(spec), *_labelled_folders(spec)]
+    if errors:
+        raise InvalidSpec(errors)
+
+
+def _placement(spec: RunSpec) -> Iterator[FieldError]:
+    nodes = spec.resources.nodes
+    if nodes > 1:
+        yield FieldError("resources.nodes", nodes, f"resources.nodes is {nodes}: this release places a run on one node; set it to 1")
+
+
+@cache
+def backbone_names() -> frozenset[str]:
+    """The architectures of timm that the trainer takes; empty where the list is not installed."""
+    names = files("service").joinpath("backbones.txt")
+    return frozenset(names.read_text().split()) if names.is_file() else frozenset()
+
+
+def _backbone(spec: RunSpec) -> Iterator[FieldError]:
+    name, known = spec.backbone.name, backbone_names()
+    if known and name not in known:
+        near = difflib.get_close_matches(name, sorted(known), n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else "see service/backbones.txt for the names, e.g. 'resnet50'"
+        yield FieldError("backbone.name", name, f"backbone.name {name!r} is no timm architecture known here: {remedy}")
+
+
+def _folders(spec: RunSpec) -> dict[str, str]:
+    named = {
+        "data.path": spec.data.path,
+        "evaluation.labelled": spec.evaluation.labelled,
+        "evaluation.queries": spec.evaluation.queries,
+    }
+    return {field: path for field, path in named.items() if path is not None}
+
+
+def _paths(spec: RunSpec) -> Iterator[FieldError]:
+    for field, path in _folders(spec).items():
+        if not PurePosixPath(path).is_absolute():
+            yield FieldError(field, path, f"{field} is {path!r}: give the absolute path, as the worker sees it")
+
+
+def _data_folder(spec: RunSpec) -> Iterator[FieldError]:
+    path = spec.data.path
+    if fault := _unreadable(path):
+        yield FieldError("data.path", path, f"data.path is {path!r}: {fault}")
+        return
+    enough = max(spec.classifier.hardest_k + 1, spec.optimizer.global_batch_size)
+    found, complete = count_images(Path(path), enough)
+    if not complete:
+        return
+    if found == 0:
+        suffixes = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+        yield FieldError(
+            "data.path", path, f"data.path is {path!r}: no image ({suffixes}) in it or below it: name the folder with the images"
+        )
+        return
+    try:
+        check_fits_dataset(spec, found)
+    except ValueError as error:
+        message = str(error)
+        field = message.split(" ", 1)[0]
+        section, key = field.split(".")
+        yield FieldError(field, getattr(getattr(spec, section), key), message)
+
+
+def _labelled_folders(spec: RunSpec) -> Iterator[FieldError]:
+    for field, path in _folders(spec).items():
+        if field == "data.path":
+            continue
+        if fault := _unreadable(path):
+            yield FieldError(field, path, f"{field} is {path!r}: {fault}")
+        elif not any(entry.is_dir() for entry in os.scandir(path)):
+            yield FieldError(field, path, f"{field} is {path!r}: it has no sub-folders: it needs one with images per class")
+
+
+def _unreadable(path: str) -> str | None:
+    folder = Path(path)
+    if not folder.exists():
+        return "no such folder: correct the path, or make the folder"
+    if not folder.is_dir():
+        return "a file, not a folder: name the folder with the images"
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return "not readable by this process: correct its permissions"
+    return None
+
+
+def count_images(folder: Path, enough: int) -> tuple[int, bool]:
+    """Images in `folder` and below, and whether that is all: the count ends at `enough`, and after SCAN_SECONDS."""
+    found, deadline = 0, time.monotonic() + SCAN_SECONDS
+    for _, _, names in os.walk(folder):
+        found += sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
+        if found >= enough or time.monotonic() > deadline:
+            return found, False
+    return found, True
