@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None, *, command: Command = job_comma
         device=given.device,
         grace_seconds=given.grace_seconds,
     )
-    with ApiClient(given.api, retries=0) as client:
+    with ApiClient(given.api, timeout_seconds=5, retries=0) as client:
         worker = Worker(client, settings, command)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: worker.stop())

@@ -1,0 +1,89 @@
+"""The state directory of an embedded stack, and who holds it.
+
+STATE_DIR/
+  stack.json     URL and process ids of the running stack; absent without one
+  lock           held (flock) by the stack's process
+  redis/         Redis's append-only file
+  api/           the API's own files: logs of the runs
+  runs/          the runs' directories (service/layout.py)
+  logs/          what redis, the API and the worker print
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.errors import MillionwayError
+
+DEFAULT = Path(".millionway")
+
+
+class StackError(MillionwayError):
+    """The stack cannot start or go on; the message carries the remedy."""
+
+
+@dataclass(frozen=True)
+class StateDir:
+    path: Path
+
+    @property
+    def stack(self) -> Path:
+        return self.path / "stack.json"
+
+    @property
+    def redis(self) -> Path:
+        return self.path / "redis"
+
+    @property
+    def api(self) -> Path:
+        return self.path / "api"
+
+    @property
+    def runs(self) -> Path:
+        return self.path / "runs"
+
+    def log(self, process: str) -> Path:
+        return self.path / "logs" / f"{process}.log"
+
+    def running_url(self) -> str | None:
+        """URL of the stack that holds this directory now, None without one."""
+        try:
+            with (self.path / "lock").open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                return str(json.loads(self.stack.read_text())["url"])
+        except OSError:
+            pass
+        return None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the directory for one stack. Raises StackError that names the process which holds it already."""
+        try:
+            (self.path / "logs").mkdir(parents=True, exist_ok=True)
+            file = (self.path / "lock").open("a+")
+        except OSError as error:
+            raise StackError(f"the state directory {self.path} cannot be written ({error}): give another with --state-dir") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise StackError(
+                    f"a stack runs in {self.path} already, process {file.read().strip() or 'unknown'}: "
+                    "use it, stop it (Ctrl-C or SIGTERM), or give another --state-dir"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            try:
+                yield
+            finally:
+                self.stack.unlink(missing_ok=True)
