@@ -13,9 +13,6 @@ import numpy as np
 from trainer.errors import BadData
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-MAX_UNREADABLE_SHARE = 0.01
-MAX_UNREADABLE = 10
-"""So few are forgiven whatever their share: a small folder may hold a handful of damaged files."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +105,3 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         problem = "cannot be decoded" if data.size else "is empty"
         raise BadData(f"image {os.fspath(path)!r} {problem}: replace or remove it")
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB, dst=bgr)
-
-
-def check_readable(unreadable: Sequence[str], num_seen: int) -> None:
-    """Raise BadData when too many of `num_seen` distinct images were `unreadable` (distinct paths): over 10 and over 1 %."""
-    if len(unreadable) > MAX_UNREADABLE and len(unreadable) > MAX_UNREADABLE_SHARE * num_seen:
-        raise BadData(
-            f"{len(unreadable)} of the first {num_seen} images cannot be decoded, e.g. {unreadable[0]!r} and {unreadable[-1]!r}: "
-            "replace or remove them"
-        )

@@ -10,7 +10,7 @@ import atexit
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -55,7 +55,10 @@ class ViewLoader:
     def __iter__(self) -> Iterator[Batch]:
         views = _Views(self.spec, DECODED_BYTES // max(1, self.spec.data.num_workers))
         batches = _in_order(views, self._tasks(), self.spec.data.num_workers)
+        known_unreadable: set[str] = set()
         for step, (images, unreadable) in zip(itertools.count(self.start_step), batches, strict=False):
+            _warn(path for path in unreadable if path not in known_unreadable)
+            known_unreadable.update(unreadable)
             share, global_size = self._share(step)
             num_views = self.spec.augmentation.views_per_image
             instances = torch.from_numpy(share.repeat(num_views))
@@ -82,8 +85,7 @@ def iterate_images(
     chunks = [all_indices[start : start + batch_size] for start in range(0, len(all_indices), batch_size)]
     tasks = (_Task(chunk.tolist(), [folder.file(i) for i in chunk]) for chunk in chunks)
     for chunk, (images, unreadable) in zip(chunks, _in_order(_EvaluationViews(size), tasks, num_workers), strict=True):
-        for path in unreadable:
-            log.warning("cannot decode %r: a grey image stands for it", path)
+        _warn(unreadable)
         yield images, torch.from_numpy(chunk)
 
 
@@ -159,6 +161,11 @@ def _read(file: str) -> np.ndarray | None:
         return read_image(file)
     except BadData:
         return None
+
+
+def _warn(unreadable: Iterable[str]) -> None:
+    for path in unreadable:
+        log.warning("cannot decode %r: a grey image stands for it", path)
 
 
 def _gray(size: int) -> np.ndarray:
