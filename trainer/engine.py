@@ -42,6 +42,7 @@ def deepspeed_config(spec: RunSpec) -> dict[str, Any]:
         "train_batch_size": batch,
         "train_micro_batch_size_per_gpu": batch // world_size,
         "zero_optimization": {"stage": spec.zero_stage},
+        "gradient_clipping": 0.0,  # DeepSpeed 0.19 clips at 1.0 unless told otherwise; the paper does not clip
         "zero_allow_untested_optimizer": True,  # plain SGD works in every stage; the flag only silences a question
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,  # the loop reports
@@ -57,18 +58,26 @@ def build_engine(spec: RunSpec, encoder: Encoder, classifier: InstanceClassifier
     """The DeepSpeed engine of the encoder, and of the rows with parallelism zero3. Every rank calls."""
     inside = classifier if isinstance(classifier, Zero3Classifier) else None
     model, section = Model(encoder, inside), spec.optimizer
-    decays = [section.weight_decay]
-    # ZeRO takes a dummy step to create the momentum: with a decay it would already move the weights. So both start at 0.
-    groups = [{"params": list(encoder.parameters()), "lr": 0.0, "weight_decay": 0.0}]
+    # The loop sets the learning rates before each step.
+    groups = [{"params": list(encoder.parameters()), "weight_decay": section.weight_decay}]
     if inside is not None:
-        groups.append({"params": list(inside.parameters()), "lr": 0.0, "weight_decay": 0.0})
         decay = section.classifier_weight_decay
-        decays.append(section.weight_decay if decay is None else decay)
+        groups.append({"params": list(inside.parameters()), "weight_decay": section.weight_decay if decay is None else decay})
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=section.momentum)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(spec))
-    for group, decay in zip(engine.optimizer.param_groups, decays, strict=True):
-        group["weight_decay"] = decay
+    _create_momentum(engine)
     return engine
+
+
+def _create_momentum(engine: Any) -> None:
+    """Zero momentum from the start. ZeRO creates it in the first step, too late for a checkpoint to be put back."""
+    stage, zero = engine.zero_optimization_stage(), engine.optimizer
+    if stage == 0:
+        return
+    for flat in zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups:
+        zero.optimizer.state[flat][MOMENTUM] = torch.zeros_like(flat)
+    if stage < 3:
+        zero._lazy_init_hp_params_optimizer_state()  # makes the parameters' views of it
 
 
 def set_learning_rates(engine: Any, encoder: float, classifier: float) -> None:

@@ -45,7 +45,7 @@ def start_process(spec: RunSpec) -> Process:
     if not use_cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
         # DeepSpeed would compile an operator for inference here: 25 s and a C++ compiler, for nothing that training uses.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm_op"] = False
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(device)

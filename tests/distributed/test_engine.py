@@ -1,0 +1,165 @@
+"""DeepSpeed's engine with the classifier beside it or inside it: every ZeRO stage, on real gloo processes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from service.spec import RunSpec
+from tests.distributed.launch import on_ranks
+
+pytestmark = pytest.mark.distributed
+
+NUM_IMAGES, BATCH, RATE = 37, 12, 0.05
+
+
+def spec_for(world_size: int, zero_stage: int, parallelism: str = "class", **classifier: Any) -> RunSpec:
+    return RunSpec.model_validate(
+        {
+            "preset": "demo",
+            "data": {"path": "/nowhere", "image_size": 16},
+            "backbone": {"args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]}},
+            "classifier": {"embedding_size": 16, "hardest_k": 5, "chunk_size": 16, "parallelism": parallelism, **classifier},
+            "optimizer": {"global_batch_size": BATCH, "classifier_weight_decay": 1e-3},
+            "zero_stage": zero_stage,
+            "resources": {"ranks_per_node": world_size},
+        }
+    )
+
+
+def build(spec: RunSpec) -> tuple[Any, Any]:
+    import deepspeed
+
+    from trainer.classifier import build_classifier
+    from trainer.encoder import build_encoder
+    from trainer.engine import build_engine
+
+    torch.manual_seed(0)
+    os.environ |= {"LOCAL_RANK": str(dist.get_rank()), "RANK": str(dist.get_rank()), "WORLD_SIZE": str(dist.get_world_size())}
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    encoder = build_encoder(spec)
+    classifier = build_classifier(spec, NUM_IMAGES, torch.device("cpu"))
+    return build_engine(spec, encoder, classifier), classifier
+
+
+def advance(spec: RunSpec, engine: Any, classifier: Any, steps: range) -> list[float]:
+    """Train the given steps on images that follow from the step; the mean losses."""
+    from trainer.engine import average_buffers, set_learning_rates
+
+    rank, P = dist.get_rank(), dist.get_world_size()
+    engine.module.encoder.train()
+    losses = []
+    for step in steps:
+        generator = torch.Generator().manual_seed(100 + step)
+        size = BATCH - step % 2
+        images = torch.randn(size, 3, 16, 16, generator=generator)
+        instances = torch.randint(NUM_IMAGES, (size,), generator=generator)
+        part = slice(rank * size // P, (rank + 1) * size // P)
+        set_learning_rates(engine, RATE, 4 * RATE)
+        loss = classifier(engine(images[part]), instances[part])
+        engine.backward(loss)
+        engine.step()
+        assert engine.was_step_applied()
+        classifier.step(4 * RATE)
+        average_buffers(engine.module.encoder, P)
+        mean = loss.detach().clone()
+        dist.all_reduce(mean)
+        losses.append(mean.item() / P)
+    return losses
+
+
+def everything(engine: Any, classifier: Any) -> dict[str, torch.Tensor]:
+    from trainer.engine import full_state
+
+    state = {f"{kind}/{name}": value for kind, part in full_state(engine).items() for name, value in part.items()}
+    if hasattr(classifier, "rows_nD"):
+        state |= {"rows": classifier.rows_nD.clone(), "rows_momentum": classifier.momentum_nD.clone()}
+    return state
+
+
+def losses_of(specs: list[RunSpec]) -> list[list[float]]:
+    return [advance(spec, *build(spec), range(5)) for spec in specs]
+
+
+def test_zero_stages_and_both_parallelisms_train_to_the_same_losses(tmp_path: Path) -> None:
+    """Stages 0 to 3 with the rows beside the engine, and the rows inside ZeRO-3, agree over five steps on two ranks."""
+    specs = [spec_for(2, stage) for stage in range(4)] + [spec_for(2, 3, "zero3")]
+    expected, *others = on_ranks(2, tmp_path, losses_of, specs)[0]
+    assert expected[-1] != expected[0]
+    for losses in others:
+        assert losses == pytest.approx(expected, abs=1e-5)
+
+
+def interrupted(specs: list[RunSpec], directory: str) -> list[list[str]]:
+    """Train 6 steps; and 3, save, load into fresh objects, 3 more. What differs in the end, by specification."""
+    from trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+    from trainer.classifier.similarity import refresh_hardest
+
+    rank, P = dist.get_rank(), dist.get_world_size()
+    differing = []
+    for i, spec in enumerate(specs):
+        where = Path(directory) / str(i)
+        engine, classifier = build(spec)
+        if spec.classifier.hardest_by == "class_similarity":
+            refresh_hardest(classifier)
+        advance(spec, engine, classifier, range(3))
+        save_checkpoint(where, 3, engine, classifier, spec, images_sha256="x", knn=None, rank=rank, world_size=P)
+        advance(spec, engine, classifier, range(3, 6))
+        expected = everything(engine, classifier)
+
+        engine, classifier = build(spec)
+        saved = newest_checkpoint(where)
+        assert saved is not None
+        load_checkpoint(saved, engine, classifier, images_sha256="x", rank=rank, world_size=P)
+        advance(spec, engine, classifier, range(3, 6))
+        found = everything(engine, classifier)
+        assert found.keys() == expected.keys()
+        differing.append([name for name in found if not torch.equal(found[name], expected[name])])
+    return differing
+
+
+def test_resuming_gives_the_same_weights_as_never_stopping(tmp_path: Path) -> None:
+    """Bit for bit: parameters, momenta, buffers and rows, in every ZeRO stage and both parallelisms, on two ranks."""
+    specs = [spec_for(2, stage) for stage in range(4)]
+    specs += [spec_for(2, 3, "zero3"), spec_for(2, 0, hardest_by="class_similarity"), spec_for(2, 3, "zero3", hardest_by="class_similarity")]
+    for rank in on_ranks(2, tmp_path, interrupted, specs, str(tmp_path / "checkpoints")):
+        assert rank == [[]] * len(specs)
+
+
+def saved_on(spec: RunSpec, directory: str) -> dict[str, torch.Tensor]:
+    from trainer.checkpoint import save_checkpoint
+
+    engine, classifier = build(spec)
+    advance(spec, engine, classifier, range(2))
+    save_checkpoint(
+        Path(directory), 2, engine, classifier, spec, images_sha256="x", knn=None, rank=dist.get_rank(), world_size=dist.get_world_size()
+    )
+    return everything(engine, classifier)
+
+
+def loaded_on(spec: RunSpec, directory: str) -> dict[str, torch.Tensor]:
+    from trainer.checkpoint import load_checkpoint, newest_checkpoint
+
+    engine, classifier = build(spec)
+    saved = newest_checkpoint(Path(directory))
+    assert saved is not None
+    load_checkpoint(saved, engine, classifier, images_sha256="x", rank=dist.get_rank(), world_size=dist.get_world_size())
+    return everything(engine, classifier)
+
+
+def test_a_checkpoint_of_two_ranks_loads_on_three_with_the_same_rows(tmp_path: Path) -> None:
+    """Rows, their momentum and the encoder's momentum do not depend on the number of ranks, nor on the ZeRO stage."""
+    directory = str(tmp_path / "checkpoints")
+    two = on_ranks(2, tmp_path, saved_on, spec_for(2, 1), directory)
+    three = on_ranks(3, tmp_path, loaded_on, spec_for(3, 2), directory)
+    for name in ("rows", "rows_momentum"):
+        assert torch.equal(torch.cat([r[name] for r in two]), torch.cat([r[name] for r in three])), name
+    for name in two[0].keys() - {"rows", "rows_momentum"}:
+        assert torch.equal(two[0][name], three[2][name]), name
