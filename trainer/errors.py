@@ -5,6 +5,7 @@ TrainerError
     BadData          the images cannot be used
     NonFiniteLoss    the loss became NaN or infinite
     DiskError        a checkpoint or the export cannot be written
+    BadExport        an exported folder is not what timm should load
 """
 
 from __future__ import annotations
@@ -40,3 +41,9 @@ class DiskError(TrainerError):
     """A checkpoint or the export cannot be written."""
 
     code = "disk"
+
+
+class BadExport(TrainerError):
+    """An exported folder is not what timm should load."""
+
+    code = "internal"
