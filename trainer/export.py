@@ -24,13 +24,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from service.layout import write_whole
 from service.spec import RunSpec, stored_spec
 from trainer.data.loader import normalise
 from trainer.encoder import create_backbone, small_stem, use_small_stem, widen_stem
-from trainer.errors import BadExport
+from trainer.errors import BadExport, DiskError
 from trainer.model_card import model_card
 from trainer.torchvision_shim import import_timm
 
@@ -59,27 +60,37 @@ def export_backbone(backbone_state: Mapping[str, Tensor], spec: RunSpec, directo
         weights["conv1.weight"] = widen_stem(weights["conv1.weight"])
         images = F.interpolate(images, scale_factor=2, mode="nearest")
 
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was killed
-    temporary.mkdir(parents=True)
+    fixture = {"input": images.contiguous(), "expected": expected.contiguous()}
     config = _timm_config(backbone, spec, expected.shape[1], small=small)
-    save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-    save_file({"input": images.contiguous(), "expected": expected.contiguous()}, temporary / "fixture.safetensors")
-    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (temporary / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n")
-    (temporary / "README.md").write_text(model_card(spec, config, metrics, small=small))
-    (temporary / "SHA256SUMS").write_text("".join(f"{_sha256(temporary / name)}  {name}\n" for name in FILES))
-    for path in [*temporary.iterdir(), temporary]:
-        _sync(path)
+    contents = {
+        "model.safetensors": save(weights, metadata={"format": "pt"}),
+        "fixture.safetensors": save(fixture),
+        "config.json": f"{json.dumps(config, indent=2)}\n".encode(),
+        "spec.json": f"{spec.model_dump_json(indent=2)}\n".encode(),
+        "README.md": model_card(spec, config, metrics, small=small).encode(),
+    }
+    sums = "".join(f"{hashlib.sha256(contents[name]).hexdigest()}  {name}\n" for name in FILES)
+    try:
+        _replace_folder(directory, contents | {"SHA256SUMS": sums.encode()})
+    except OSError as error:
+        raise DiskError(f"the export cannot be written to {str(directory)!r} ({error.strerror}): make room there") from error
+
+
+def _replace_folder(directory: Path, contents: Mapping[str, bytes]) -> None:
+    """Write a folder of these files beside `directory` and put it in its place."""
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    outdated = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was killed
+    shutil.rmtree(outdated, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, content in contents.items():
+        write_whole(temporary / name, content)
+    _sync(temporary)
     if directory.exists():
-        outdated = directory.with_name(f".{directory.name}.old")
-        shutil.rmtree(outdated, ignore_errors=True)
         directory.rename(outdated)
-        temporary.rename(directory)
-        shutil.rmtree(outdated)
-    else:
-        temporary.rename(directory)
+    temporary.rename(directory)
     _sync(directory.parent)
+    shutil.rmtree(outdated, ignore_errors=True)
 
 
 def _timm_config(backbone: nn.Module, spec: RunSpec, num_features: int, *, small: bool) -> dict[str, Any]:
