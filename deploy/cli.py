@@ -246,3 +246,7 @@ def _wide() -> Console:
 
 def _when(seconds: float | None) -> str:
     return "-" if seconds is None else datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+if __name__ == "__main__":
+    app(prog_name="millionway")

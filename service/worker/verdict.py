@@ -1,4 +1,4 @@
-"""What the end of a job means, from its exit code, its last `failed` event and its logs."""
+"""What the end of a job means, from its exit code, its `failed` events and its logs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def exit_report(code: int, directory: AttemptDir, *, told_to: Literal["stopped",
         return ExitReport(outcome="finished", exit_code=code, reason="the job finished")
     if told_to == "stopped":
         return ExitReport(outcome="stopped", exit_code=code, reason="stopped on request" + (KILLED if killed else ""))
-    failed = last_failure(directory.events)
+    failed = failure(directory.events)
     if failed is not None and failed.code in FAULTY:
         return ExitReport(outcome="faulty", exit_code=code, reason=_short(failed.message))
     if told_to == "released":
@@ -49,16 +49,17 @@ def exit_report(code: int, directory: AttemptDir, *, told_to: Literal["stopped",
     return ExitReport(outcome="faulty" if rank_code == ExitCode.FAULTY else "crashed", exit_code=rank_code, reason=_short(reason))
 
 
-def last_failure(spool: Path) -> Failed | None:
-    """The newest `failed` event of the spool."""
-    for line in reversed(_end_of(spool)):
+def failure(spool: Path) -> Failed | None:
+    """Why the job failed. A rank that loses its peers reports that as well, so the first report counts, and a fault above all."""
+    failures = []
+    for line in _end_of(spool):
         try:
             event = job_event.validate_json(line)
         except ValidationError:
             continue
         if isinstance(event, Failed):
-            return event
-    return None
+            failures.append(event)
+    return next((event for event in failures if event.code in FAULTY), failures[0] if failures else None)
 
 
 def tail(log: Path) -> str:

@@ -60,6 +60,16 @@ def test_a_failure_is_told_in_the_jobs_own_words(tmp_path: Path) -> None:
     assert report.reason == "the loss became NaN between steps 11 and 20: halve the learning rate"
 
 
+def test_the_cause_is_told_rather_than_what_followed_from_it(tmp_path: Path) -> None:
+    """One rank finds the fault; the others then lose their peer and report that, also before it."""
+    directory = AttemptDir(tmp_path)
+    told = [("internal", "Connection closed by peer"), ("bad_data", "a.png is damaged: remove it"), ("internal", "Connection closed")]
+    lines = [json.dumps({"seq": 1 + i, "time": 1.0, "kind": "failed", "code": c, "message": m}) for i, (c, m) in enumerate(told)]
+    directory.events.write_text("\n".join(lines) + "\n")
+    report = exit_report(1, directory, told_to=None, killed=False)
+    assert (report.outcome, report.reason) == ("faulty", "a.png is damaged: remove it")
+
+
 def test_a_rank_that_died_without_a_word_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
     """PyTorch's launcher exits with 1 and says which rank was first, and how."""
     directory = AttemptDir(tmp_path)
