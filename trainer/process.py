@@ -53,6 +53,8 @@ def start_process(spec: RunSpec) -> Process:
     seed_everything(spec.seed)
     # The same weights from the same seed, also after a resume. On CUDA some operators have no deterministic form: they warn.
     torch.use_deterministic_algorithms(True, warn_only=use_cuda)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs 4 % of a step
+    torch.set_flush_denormal(True)
     process = Process(dist.get_rank(), dist.get_world_size(), device)
 
     def request_stop(*_: object) -> None:
