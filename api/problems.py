@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import structlog
@@ -48,6 +47,13 @@ KINDS: dict[type[MillionwayError], Kind] = {
     StoreUnavailable: Kind(503, "store_unavailable", "The store does not answer"),
     TransitionRefused: Kind(409, "transition_refused", "The run's status does not allow this"),
 }
+
+
+INVALID_REQUEST = Kind(422, "invalid_request", "The request is wrong")
+NOT_FOUND = Kind(404, "not_found", "Nothing is here")
+METHOD_NOT_ALLOWED = Kind(405, "method_not_allowed", "The route does not take this method")
+BODY_TOO_LARGE = Kind(413, "body_too_large", "The body is too large")
+INTERNAL_ERROR = Kind(500, "internal_error", "The API failed")
 
 
 class FieldProblem(BaseModel):
@@ -131,27 +137,29 @@ async def _invalid_request(request: Request, error: Exception) -> Response:
             errors.append(FieldError("", None, message))
         else:
             given = "" if found["type"] == "missing" else f"{describe(found.get('input'))}: "
-            errors.append(FieldError(field, found.get("input"), f"{field}: {given}{found['msg']}"))
-    return problem_response(Kind(422, "invalid_request", "The request is wrong"), "\n".join(map(str, errors)), errors=errors)
+            errors.append(FieldError(field, found.get("input"), f"{given}{found['msg']}"))
+    return problem_response(INVALID_REQUEST, "\n".join(map(str, errors)), errors=errors)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     """What the framework refuses: an unknown path, a wrong method, a body that is too large."""
     assert isinstance(error, HTTPException)  # noqa: S101
-    status = HTTPStatus(error.status_code)
-    detail = str(error.detail)
-    if status is HTTPStatus.NOT_FOUND:
-        detail = f"nothing at {request.url.path}: the routes are listed at /docs"
-    elif status is HTTPStatus.METHOD_NOT_ALLOWED:
+    path, status, detail = request.url.path, error.status_code, str(error.detail)
+    if status == 404:
+        kind, detail = NOT_FOUND, f"nothing at {path}: the routes are listed at /docs"
+    elif status == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
-        detail = f"{request.url.path} does not take {request.method}: use {allowed}"
-    code = status.phrase.lower().replace(" ", "_")
-    return problem_response(Kind(status, code, status.phrase), detail, headers=error.headers)
+        kind, detail = METHOD_NOT_ALLOWED, f"{path} does not take {request.method}: use {allowed}"
+    elif status == 413:
+        kind = BODY_TOO_LARGE
+    else:
+        kind = Kind(status, "http_error", "The request is refused")
+    return problem_response(kind, detail, headers=error.headers)
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
     log.error("internal_error", method=request.method, path=request.url.path, exc_info=error)
-    return problem_response(Kind(500, "internal_error", "The API failed"), "an error of ours: its traceback is in the API's log")
+    return problem_response(INTERNAL_ERROR, "an error of ours: its traceback is in the API's log")
 
 
 def add_problem_handlers(app: FastAPI) -> None:
@@ -163,7 +171,7 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 def documents(*errors: type[MillionwayError]) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI entries of the problems that a route can answer with, beside a wrong request and an absent store."""
-    kinds = [KINDS[error] for error in (*errors, StoreUnavailable)] + [Kind(422, "invalid_request", "The request is wrong")]
+    kinds = [KINDS[error] for error in (*errors, StoreUnavailable)] + [INVALID_REQUEST]
     titles: dict[int, list[str]] = {}
     for kind in sorted(kinds):
         titles.setdefault(kind.status, []).append(f"{kind.title} (`{kind.code}`)")
