@@ -63,16 +63,16 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         over = [0, *range(2, x.dim())]
-        wide = x.float()  # sums over a batch overflow half precision
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # sums over a batch overflow half precision
         count = x.numel() // x.size(1)
         if count:
             variance_C, mean_C = torch.var_mean(wide, over, correction=0)
         else:  # a rank without images in an epoch's last step
             variance_C = mean_C = wide.new_zeros(x.size(1))
         local = torch.cat([mean_C, variance_C, wide.new_full((1,), count)])
-        gathered_PS = local.new_empty(dist.get_world_size(), len(local))
-        dist.all_gather_into_tensor(gathered_PS, local)
-        means_PC, variances_PC, counts_P1 = gathered_PS.split([x.size(1), x.size(1), 1], dim=1)
+        gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, local)
+        means_PC, variances_PC, counts_P1 = torch.stack(gathered).split([x.size(1), x.size(1), 1], dim=1)
         # Means first, then deviations from the joint mean: E[x^2] - E[x]^2 would cancel.
         total = counts_P1.sum()
         mean_C = (counts_P1 * means_PC).sum(0) / total
@@ -82,20 +82,20 @@ class _Normalise(torch.autograd.Function):
         normalised = (wide - mean_C.view(shape)) * scale_C.view(shape)
         ctx.save_for_backward(normalised, weight, scale_C, total)
         ctx.shape, ctx.over = shape, over
-        output = normalised if weight is None else normalised * weight.view(shape).float()
-        output = output if bias is None else output + bias.view(shape).float()
+        output = normalised if weight is None else normalised * weight.view(shape)
+        output = output if bias is None else output + bias.view(shape)
         ctx.mark_non_differentiable(mean_C, variance_C, total)
         return output.to(x.dtype), mean_C, variance_C, total
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         normalised, weight, scale_C, total = ctx.saved_tensors
-        wide = dy.float()
+        wide = dy.to(normalised.dtype)
         sums_2C = torch.stack([wide.sum(ctx.over), (wide * normalised).sum(ctx.over)])
         dbias_C, dweight_C = sums_2C.clone()
         dist.all_reduce(sums_2C)
         mean_dy_C, mean_dy_x_C = sums_2C / total  # the statistics are of all ranks' inputs, so all ranks' gradients enter
-        factor_C = scale_C if weight is None else scale_C * weight.float()
+        factor_C = scale_C if weight is None else scale_C * weight
         dx = wide - mean_dy_C.view(ctx.shape) - normalised * mean_dy_x_C.view(ctx.shape)
         dx = (dx * factor_C.view(ctx.shape)).to(dy.dtype)
         if weight is None:
