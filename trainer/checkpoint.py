@@ -16,13 +16,14 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,6 +34,7 @@ from trainer.engine import full_state, load_full_state, load_loss_scaler_state, 
 from trainer.errors import BadData, DiskError
 
 FORMAT = 1
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -72,45 +74,49 @@ def save_checkpoint(
     """Write the checkpoint of `step`. Every rank calls; all return, or all raise DiskError when one cannot write."""
     final = directory / f"step-{step:09d}"
     temporary = directory / f".{final.name}.tmp"
-    if rank == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    _barrier(world_size)
     state = full_state(engine)
-    written: dict[str, Any] = {}
-    problem = None
-    try:
+
+    def prepare() -> None:
+        if rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+
+    def write() -> dict[str, Any]:
         name = f"shard-{rank:05d}-of-{world_size:05d}.safetensors"
-        written[name] = _write_tensors(temporary / name, _shard_tensors(classifier))
+        written = {name: _write_tensors(temporary / name, _shard_tensors(classifier))}
         if isinstance(classifier, ShardedClassifier):
             written[name] |= {"start": classifier.shard.start, "stop": classifier.shard.stop}
         if rank == 0:
             flat = {f"{kind}/{name}": tensor for kind, tensors in state.items() for name, tensor in tensors.items()}
             written["encoder.safetensors"] = _write_tensors(temporary / "encoder.safetensors", flat)
+        return written
+
+    def finish() -> None:
+        if rank == 0:
+            write_whole(temporary / "manifest.json", json.dumps(manifest, indent=1))
+            if final.exists():  # left by an attempt that was killed right after
+                shutil.rmtree(final)
+            temporary.rename(final)
+            _sync_directory(directory)
+
+    try:
+        _together(prepare, world_size)
+        files = _together(write, world_size)
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "world_size": world_size,
+            "knn": knn,
+            "images_sha256": images_sha256,
+            "loss_scaler": loss_scaler_state(engine),
+            "spec": spec.model_dump(mode="json"),
+            "files": {name: about for part in files for name, about in part.items()},
+        }
+        _together(finish, world_size)
     except OSError as error:
-        problem = f"rank {rank}: {error}"
-    files, problems = _gather(written, world_size), [p for p in _gather(problem, world_size) if p]
-    if problems:
         if rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-        raise DiskError(f"the checkpoint of step {step} cannot be written to {directory}: {'; '.join(problems)}: make room there")
-    manifest = {
-        "format": FORMAT,
-        "step": step,
-        "world_size": world_size,
-        "knn": knn,
-        "images_sha256": images_sha256,
-        "loss_scaler": loss_scaler_state(engine),
-        "spec": spec.model_dump(mode="json"),
-        "files": {name: about for part in files for name, about in part.items()},
-    }
-    if rank == 0:
-        write_whole(temporary / "manifest.json", json.dumps(manifest, indent=1))
-        if final.exists():  # written by an attempt that ended just after: the same bytes, or torn; ours is whole
-            shutil.rmtree(final)
-        temporary.rename(final)
-        _sync_directory(directory)
-    _barrier(world_size)
+        raise DiskError(f"the checkpoint of step {step} cannot be written to {directory}: {error}: make room there") from error
     return Saved(final, manifest)
 
 
@@ -239,14 +245,17 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _barrier(world_size: int) -> None:
+def _together(action: Callable[[], T], world_size: int) -> list[T]:
+    """Run `action` on every rank; their results. If one cannot write, all raise OSError, and none waits for the others."""
+    result, problem = None, None
+    try:
+        result = action()
+    except (OSError, SafetensorError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    outcomes = [(result, problem)]
     if world_size > 1:
-        dist.barrier()
-
-
-def _gather(value: Any, world_size: int) -> list[Any]:
-    if world_size == 1:
-        return [value]
-    values: list[Any] = [None] * world_size
-    dist.all_gather_object(values, value)
-    return values
+        outcomes = [(None, None)] * world_size
+        dist.all_gather_object(outcomes, (result, problem))
+    if problems := [f"rank {rank}: {problem}" for rank, (_, problem) in enumerate(outcomes) if problem]:
+        raise OSError("; ".join(problems))
+    return [result for result, _ in outcomes]  # type: ignore[misc]

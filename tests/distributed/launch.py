@@ -44,9 +44,7 @@ def on_ranks(world_size: int, directory: Path, function: Callable[..., Any], *ar
 
 def _rank(rank: int, world_size: int, directory: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
-    )
+    dist.init_process_group("gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
     try:
         outcome = (True, function(*arguments))
     except BaseException:

@@ -128,7 +128,11 @@ def interrupted(specs: list[RunSpec], directory: str) -> list[list[str]]:
 def test_resuming_gives_the_same_weights_as_never_stopping(tmp_path: Path) -> None:
     """Bit for bit: parameters, momenta, buffers and rows, in every ZeRO stage and both parallelisms, on two ranks."""
     specs = [spec_for(2, stage) for stage in range(4)]
-    specs += [spec_for(2, 3, "zero3"), spec_for(2, 0, hardest_by="class_similarity"), spec_for(2, 3, "zero3", hardest_by="class_similarity")]
+    specs += [
+        spec_for(2, 3, "zero3"),
+        spec_for(2, 0, hardest_by="class_similarity"),
+        spec_for(2, 3, "zero3", hardest_by="class_similarity"),
+    ]
     for rank in on_ranks(2, tmp_path, interrupted, specs, str(tmp_path / "checkpoints")):
         assert rank == [[]] * len(specs)
 

@@ -1,0 +1,162 @@
+"""The whole job as the worker launches it: two ranks under PyTorch's launcher, stopped, killed, resumed, and misused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from service.events import job_event
+from service.launch import job_command, job_environment
+from service.layout import RunDir, write_whole
+from service.spec import RunSpec, merge
+from tests.images import noise_folder
+from trainer.checkpoint import list_checkpoints
+
+pytestmark = pytest.mark.distributed
+
+NUM_STEPS = 24
+
+
+def spec_of(images: Path, **changes: Any) -> RunSpec:
+    base = {
+        "preset": "demo",
+        "data": {"path": str(images), "image_size": 16},
+        "backbone": {"args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]}},
+        "classifier": {"embedding_size": 16, "hardest_k": 5},
+        "optimizer": {"global_batch_size": 20},
+        "schedule": {"steps": NUM_STEPS, "warmup_steps": 4},
+        "log_every_steps": 1,
+    }
+    return RunSpec.model_validate(merge(base, changes))
+
+
+class Job:
+    """One attempt in its own session, as the worker runs it."""
+
+    def __init__(self, spec: RunSpec, directory: Path, attempt: int = 1) -> None:
+        self.run_dir, self.attempt = RunDir(directory), RunDir(directory).attempt(attempt)
+        self.attempt.path.mkdir(parents=True)
+        write_whole(self.run_dir.spec, spec.model_dump_json())
+        with self.attempt.launcher_log.open("wb") as log:
+            self.process = subprocess.Popen(
+                job_command(spec, directory, attempt),
+                env=job_environment(spec, has_gpu=False),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def events(self) -> list[dict[str, Any]]:
+        text = self.attempt.events.read_text() if self.attempt.events.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def signal_at_step(self, step: int, number: int) -> None:
+        """Send a signal to all the job's processes once it reports `step`."""
+        deadline = time.monotonic() + 60
+        while not any(event["kind"] == "progress" and event["step"] >= step for event in self.events()):
+            assert self.process.poll() is None, self.logs()
+            assert time.monotonic() < deadline, f"step {step} is not reached"
+            time.sleep(0.01)
+        os.killpg(self.process.pid, number)
+
+    def wait(self) -> int:
+        return self.process.wait(timeout=90)
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text() for path in sorted(self.attempt.path.glob("*.log")))
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    """Everything that the last checkpoint and the export hold."""
+    (*_, last) = list_checkpoints(RunDir(directory).checkpoints)
+    assert last.step == NUM_STEPS
+    files = [*sorted(last.path.glob("*.safetensors")), RunDir(directory).export / "model.safetensors"]
+    return {f"{path.name}/{name}": tensor for path in files for name, tensor in load_file(path).items()}
+
+
+@pytest.mark.parametrize("changes", [{}, {"zero_stage": 2, "classifier": {"hardest_by": "class_similarity"}}], ids=["zero 0", "zero 2"])
+def test_a_stopped_and_a_killed_run_resume_to_the_weights_of_one_that_never_stopped(changes: dict[str, Any], tmp_path: Path) -> None:
+    """SIGTERM: a checkpoint at once, then exit. SIGKILL: back to the last checkpoint. In the end, the same bits."""
+    spec = spec_of(noise_folder(tmp_path / "images", 60), checkpoints={"every_epochs": 2}, **changes)
+    whole = Job(spec, tmp_path / "whole")
+    assert whole.wait() == 0, whole.logs()
+    for event in whole.events():
+        job_event.validate_python(event)
+    assert [event["seq"] for event in whole.events()] == list(range(1, len(whole.events()) + 1))
+
+    first = Job(spec, tmp_path / "broken", 1)
+    first.signal_at_step(4, signal.SIGTERM)
+    assert first.wait() != 0
+    stopped_at = [event["step"] for event in first.events() if event["kind"] == "checkpointed"][-1]
+    assert stopped_at < NUM_STEPS
+    second = Job(spec, tmp_path / "broken", 2)
+    second.signal_at_step(stopped_at + 5, signal.SIGKILL)
+    second.wait()
+    third = Job(spec, tmp_path / "broken", 3)
+    assert third.wait() == 0, third.logs()
+    (started,) = [event for event in third.events() if event["kind"] == "started"]
+    assert 0 < started["start_step"] < NUM_STEPS
+
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert found.keys() == expected.keys()
+    differing = [name for name in expected if not torch.equal(found[name], expected[name])]
+    assert differing == []
+
+
+def failure(job: Job) -> dict[str, Any]:
+    """The first thing that the job says of its failure."""
+    assert job.wait() != 0
+    return next(event for event in job.events() if event["kind"] == "failed")
+
+
+def test_a_loss_that_becomes_infinite_ends_the_run_with_the_steps_and_a_hint(tmp_path: Path) -> None:
+    """A learning rate of 1000 destroys the weights within a few steps."""
+    spec = spec_of(
+        noise_folder(tmp_path / "images", 60),
+        optimizer={"learning_rate": 1000.0, "weight_decay": 1.0, "classifier_learning_rate": 10_000.0, "classifier_weight_decay": 1.0},
+        schedule={"steps": 200, "warmup_steps": 0},
+        log_every_steps=10,
+    )
+    event = failure(Job(spec, tmp_path / "run"))
+    assert event["code"] == "non_finite_loss"
+    assert "between steps" in event["message"]
+    assert "lower optimizer.learning_rate" in event["message"]
+
+
+def test_a_missing_folder_is_named_before_anything_else_happens(tmp_path: Path) -> None:
+    """Rank 0 looks; all ranks end."""
+    event = failure(Job(spec_of(tmp_path / "nowhere"), tmp_path / "run"))
+    assert event["code"] == "bad_data"
+    assert str(tmp_path / "nowhere") in event["message"]
+
+
+def test_changed_images_are_not_trained_upon_with_the_old_rows(tmp_path: Path) -> None:
+    """Every image is a class: a file more, and the rows belong to other images."""
+    images = noise_folder(tmp_path / "images", 60)
+    spec = spec_of(images)
+    first = Job(spec, tmp_path / "run", 1)
+    first.signal_at_step(3, signal.SIGTERM)
+    first.wait()
+    (images / "005.png").rename(images / "zzz.png")
+    event = failure(Job(spec, tmp_path / "run", 2))
+    assert event["code"] == "bad_data"
+    assert "not those of checkpoint" in event["message"]
+
+
+def test_loader_processes_change_nothing(tmp_path: Path) -> None:
+    """With num_workers the same weights come out, bit for bit."""
+    images = noise_folder(tmp_path / "images", 60)
+    for num_workers in (0, 1):
+        job = Job(spec_of(images, data={"num_workers": num_workers}), tmp_path / str(num_workers))
+        assert job.wait() == 0, job.logs()
+    expected, found = weights(tmp_path / "0"), weights(tmp_path / "1")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
