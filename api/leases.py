@@ -19,8 +19,7 @@ async def watch_leases(store: Store) -> None:
     Workers can renew only through this process. So when it was away, whether not started, halted or without its Redis,
     every lease first gets a full period.
     """
-    pause_seconds = min(1.0, store.lease_seconds / 4)
-    away_seconds = max(3 * pause_seconds, store.lease_seconds / 2)
+    pause_seconds, away_seconds = min(1.0, store.lease_seconds / 6), store.lease_seconds / 2
     last_watch, failing = float("-inf"), False
     while True:
         try:

@@ -1,0 +1,108 @@
+"""A real Redis server for the session, emptied before each test, and the real API in front of it.
+
+The session's API looks after the leases in its own database (1), so that it does not meddle with tests of the store (0).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+import uvicorn
+
+from api.app import create_app
+from deploy import redis_server
+from service import processes
+from service.launch import free_port
+from service.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@contextmanager
+def running_redis(directory: Path, port: int) -> Iterator[str]:
+    """A server that answers, and its URL."""
+    server = redis_server.start(directory, port)
+    try:
+        with redis.Redis(port=port, socket_timeout=2) as client:
+            wait_until(lambda: _answers(client), "Redis answers")
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        processes.end(server, grace_seconds=5)
+
+
+def _answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.exceptions.ConnectionError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def redis_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_redis(tmp_path_factory.mktemp("redis"), free_port()) as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url(redis_session: str) -> str:
+    """An empty database with no API in front of it."""
+    return emptied(f"{redis_session}/0")
+
+
+def emptied(url: str) -> str:
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
+
+
+@contextmanager
+def running_api(settings: Settings) -> Iterator[str]:
+    """The real application behind a real server, and its URL."""
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started, "the API listens")
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def api_session(redis_session: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    settings = Settings(redis_url=f"{redis_session}/1", state_dir=tmp_path_factory.mktemp("api"))
+    with running_api(settings) as url:
+        yield url
+
+
+@pytest.fixture
+def api_url(api_session: str, redis_session: str) -> str:
+    """The API on an empty database."""
+    emptied(f"{redis_session}/1")
+    return api_session
+
+
+@pytest.fixture
+def http(api_url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=api_url, trust_env=False, timeout=10) as client:
+        yield client
+
+
+def wait_until(condition: Callable[[], object], what: str, *, seconds: float = 10.0) -> None:
+    """Ask every 20 ms; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds:g} s: {what}")
+        time.sleep(0.02)
