@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
@@ -56,13 +57,17 @@ def test_more_neighbours_than_the_bank_holds_are_all_of_them() -> None:
 
 
 def test_of_equally_near_neighbours_the_first_in_the_bank_vote() -> None:
-    """Every bank entry is equally near; the vote is that of the first k, whatever torch.topk would take."""
-    bank = torch.ones(1000, 4)
-    labels = torch.tensor([2, 2, 1] + [0] * 997)
-    queries = torch.ones(10, 4)
-    assert knn_accuracy(bank, labels, queries, torch.full((10,), 2), 3, 0.1) == 100
-    nearer = torch.cat([bank, torch.tensor([[1.0, 1.0, 1.0, 0.9]])])  # one farther entry changes nothing
-    assert knn_accuracy(nearer, torch.cat([labels, torch.tensor([7])]), queries, torch.full((10,), 2), 3, 0.1) == 100
+    """Oracle: a stable sort. 2,000 entries point in three directions, so that ties abound at the k-th place."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.eye(3) + 0.3
+    bank = directions[torch.randint(0, 3, (2000,), generator=generator)]
+    labels = torch.randint(0, 50, (2000,), generator=generator)
+    scores = F.normalize(directions, dim=1) @ F.normalize(bank, dim=1).T
+    for k in (1, 30, 700, 1500):
+        nearest = scores.sort(dim=1, descending=True, stable=True)
+        weights = ((nearest.values[:, :k] - nearest.values[:, :1]) / 0.5).exp()
+        votes = torch.zeros(3, 50).scatter_add(1, labels[nearest.indices[:, :k]], weights)
+        assert knn_accuracy(bank, labels, directions, votes.argmax(1), k, 0.5) == 100
 
 
 def labelled_folder(root: Path, classes: dict[str, int]) -> Path:
