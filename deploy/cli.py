@@ -219,10 +219,10 @@ def load_spec(path: Path) -> RunSpec:
     except InvalidSpec as error:
         raise MillionwayError("\n".join([f"{path} is wrong:", *(f"  {mistake}" for mistake in error.errors)])) from None
     paths = {"labelled": spec.evaluation.labelled, "queries": spec.evaluation.queries}
-    evaluation = {name: str(Path(value).absolute()) for name, value in paths.items() if value}
+    evaluation = {name: str(Path(value).resolve()) for name, value in paths.items() if value}
     return spec.model_copy(
         update={
-            "data": spec.data.model_copy(update={"path": str(Path(spec.data.path).absolute())}),
+            "data": spec.data.model_copy(update={"path": str(Path(spec.data.path).resolve())}),
             "evaluation": spec.evaluation.model_copy(update=evaluation),
         }
     )

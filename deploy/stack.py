@@ -51,7 +51,6 @@ class Stack:
         *,
         port: int | None = None,
         slots: int | None = None,
-        lease_seconds: float | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         self._state, self._say = state, say
@@ -59,7 +58,6 @@ class Stack:
         self._redis_port = free_port()
         self.slots = slots or default_slots()
         self.url = f"http://{HOST}:{self._api_port}"
-        self._lease_seconds = lease_seconds
         self._holding = state.held()
         # In starting order; stopped the other way round, so that the worker can still give its run back.
         self._children = [
@@ -122,8 +120,6 @@ class Stack:
             "MILLIONWAY_STATE_DIR": str(self._state.api.resolve()),
             "MILLIONWAY_SHARED_FILES": "1",
         }
-        if self._lease_seconds is not None:
-            environment["MILLIONWAY_LEASE_SECONDS"] = str(self._lease_seconds)
         self._state.api.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "api", "--host", HOST, "--port", str(self._api_port)]
         return processes.spawn(command, environment=environment, log=self._state.log("api"))

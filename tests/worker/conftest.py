@@ -1,17 +1,15 @@
-"""A real Redis, the real API as a process, and real worker processes whose jobs are fake."""
+"""The real API as a process, and real worker processes whose jobs are fake."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from deploy import redis_server
 from service import processes
 from service.client import ApiClient
 from service.errors import ApiProblem, ApiUnavailable
@@ -19,25 +17,17 @@ from service.launch import free_port
 from service.lifecycle import Status
 from service.runs import Run
 from service.spec import RunSpec, parse_spec
+from tests.conftest import wait_until
 
 LEASE_SECONDS = 1.5
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 15.0) -> None:
-    """Wait until `condition` holds; fail with `what` after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not after {seconds:g} s"
-        time.sleep(0.05)
-
-
 class Service:
-    """Redis and the API on fixed ports, so that the API can go away and come back."""
+    """The API as a process on a fixed port, so that it can go away and come back, and workers."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.redis_port, self.api_port = directory, free_port(), free_port()
-        self.redis = redis_server.start(directory / "redis", self.redis_port)
-        self.children = [self.redis]
+    def __init__(self, redis_url: str, directory: Path) -> None:
+        self.redis_url, self.directory, self.api_port = redis_url, directory, free_port()
+        self.children: list[subprocess.Popen[bytes]] = []
         self.url = f"http://127.0.0.1:{self.api_port}"
         self.client = ApiClient(self.url)
         self.start_api()
@@ -45,14 +35,14 @@ class Service:
     def start_api(self) -> None:
         environment = {
             **os.environ,
-            "MILLIONWAY_REDIS_URL": f"redis://127.0.0.1:{self.redis_port}/0",
+            "MILLIONWAY_REDIS_URL": self.redis_url,
             "MILLIONWAY_STATE_DIR": str(self.directory / "api"),
             "MILLIONWAY_LEASE_SECONDS": str(LEASE_SECONDS),
         }
         command = [sys.executable, "-m", "api", "--port", str(self.api_port)]
         self.api = processes.spawn(command, environment=environment, log=self.directory / "api.log")
         self.children.append(self.api)
-        wait_for(self._ready, "the API answers", 30)
+        wait_until(self._ready, "the API answers", seconds=30)
 
     def kill_api(self) -> None:
         self.api.kill()
@@ -69,7 +59,7 @@ class Service:
         return self.client.submit(fake_spec(name, steps))
 
     def wait(self, run: Run, *statuses: Status, seconds: float = 20.0) -> Run:
-        wait_for(lambda: self.client.run(run.id).status in statuses, f"run {run.name} is {'/'.join(statuses)}", seconds)
+        wait_until(lambda: self.client.run(run.id).status in statuses, f"run {run.name} is {'/'.join(statuses)}", seconds=seconds)
         return self.client.run(run.id)
 
     def attempt_file(self, run: Run, attempt: int, name: str) -> Path:
@@ -93,8 +83,8 @@ def fake_spec(name: str, steps: int) -> RunSpec:
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    service = Service(tmp_path)
+def service(redis_url: str, tmp_path: Path) -> Iterator[Service]:
+    service = Service(redis_url, tmp_path)
     with service.client:
         try:
             yield service

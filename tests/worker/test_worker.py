@@ -6,7 +6,6 @@ import itertools
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -14,15 +13,9 @@ from service import processes
 from service.errors import AttemptLost
 from service.lifecycle import Status
 from service.protocol import ClaimRequest, ExitReport
-from tests.worker.conftest import LEASE_SECONDS, Service, wait_for
-
-
-def is_running(pid: int) -> bool:
-    """Whether it is more than a zombie that nobody has waited for."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+from tests.conftest import wait_until
+from tests.process import is_running
+from tests.worker.conftest import LEASE_SECONDS, Service
 
 
 def test_a_dead_api_stops_no_job_and_loses_no_event_and_no_log_byte(service: Service) -> None:
@@ -71,7 +64,7 @@ def test_a_worker_killed_with_9_takes_its_job_along_and_another_finishes_the_run
     service.wait(run, Status.RUNNING)
     worker.kill()
     worker.wait()
-    wait_for(lambda: processes.attempt_processes(run.id) == [], "the job is gone", 2)
+    wait_until(lambda: processes.attempt_processes(run.id) == [], "the job is gone", seconds=2)
     service.start_worker("w2")
     assert service.wait(run, Status.SUCCEEDED).attempt == 2
 
@@ -88,7 +81,7 @@ def test_the_job_of_a_lost_attempt_is_killed_and_disturbs_nothing(service: Servi
     assert claim.attempt == 2
     assert processes.attempt_processes(run.id, 1) != []
     os.kill(worker.pid, signal.SIGCONT)
-    wait_for(lambda: processes.attempt_processes(run.id, 1) == [], "the lost job is gone", LEASE_SECONDS)
+    wait_until(lambda: processes.attempt_processes(run.id, 1) == [], "the lost job is gone", seconds=LEASE_SECONDS)
     assert service.client.exit(run.id, 2, ExitReport(outcome="finished", reason="done")).status == Status.SUCCEEDED
     assert worker.poll() is None, "the worker went on to the next claim"
 
