@@ -6,7 +6,6 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,45 +14,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
-from service.spec import RunSpec
+from tests.exports import MEAN, STD, TINY, export_to, make_spec, trained_state
 from tests.images import noise
 from trainer import export
 from trainer.data.augment import evaluation_view
 from trainer.data.loader import normalise
 from trainer.encoder import build_encoder
-from trainer.errors import BadExport, DiskError
-from trainer.export import export_backbone, main, verify_export
+from trainer.errors import DiskError
+from trainer.export import export_backbone, verify_export
 from trainer.torchvision_shim import import_timm
-
-TINY = {"name": "resnet18", "args": {"layers": [1, 1, 1, 0], "channels": [32, 64, 128, 128]}}
-MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.21, 0.22]
-
-
-def make_spec(backbone: dict[str, Any], image_size: int = 32) -> RunSpec:
-    data = {"path": "/images", "image_size": image_size, "mean": MEAN, "std": STD}
-    return RunSpec.model_validate({"name": "finches", "data": data, "schedule": {"epochs": 1}, "backbone": backbone})
-
-
-def trained_state(spec: RunSpec) -> dict[str, Tensor]:
-    """Weights and BatchNorm statistics that are not the initial ones, with buffers that are no part of the state dict."""
-    backbone = build_encoder(spec).backbone
-    size = spec.data.image_size
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-        backbone(torch.randn(16, 3, size, size))
-    return {name: p.detach() for name, p in backbone.named_parameters()} | dict(backbone.named_buffers())
 
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
-    spec = make_spec(TINY)
-    export_backbone(trained_state(spec), spec, tmp_path / "export", {"num_images": 1797, "knn": 97.25, "epochs": 15})
-    return tmp_path / "export"
+    return export_to(tmp_path / "export")
 
 
 USER = """
@@ -191,79 +167,3 @@ def test_an_export_that_cannot_be_written_leaves_the_older_one_and_says_where(ex
     with pytest.raises(DiskError, match=f"{exported}.*No space left on device.*make room"):
         export_backbone(trained_state(make_spec(TINY)), make_spec(TINY), exported, {})
     verify_export(exported)
-
-
-def flip_a_byte(folder: Path) -> None:
-    content = bytearray((folder / "model.safetensors").read_bytes())
-    content[-100] ^= 1
-    (folder / "model.safetensors").write_bytes(content)
-
-
-def drop_a_tensor(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    del weights["layer2.0.bn1.running_mean"]
-    save_file(weights, folder / "model.safetensors")
-    renew_checksums(folder)
-
-
-def change_a_weight(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    weights["layer1.0.conv1.weight"] += 0.01
-    save_file(weights, folder / "model.safetensors")
-    renew_checksums(folder)
-
-
-def change_config(**changes: Any) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        for name, value in changes.items():
-            (config if name in config else config["pretrained_cfg"])[name] = value
-        (folder / "config.json").write_text(json.dumps(config))
-        renew_checksums(folder)
-
-    return change
-
-
-def remove(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).unlink()
-
-
-def renew_checksums(folder: Path) -> None:
-    sums = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in export.FILES]
-    (folder / "SHA256SUMS").write_text("".join(sums))
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (flip_a_byte, "model.safetensors is not the file that was exported"),
-        (drop_a_tensor, "layer2.0.bn1.running_mean"),
-        (change_a_weight, "features differ from the fixture by"),
-        (change_config(mean=[0.485, 0.456, 0.406]), "config.json gives mean [0.485, 0.456, 0.406], the run had [0.5, 0.4, 0.3]"),
-        (change_config(input_size=[3, 32, 32]), "config.json gives input_size [3, 32, 32], the run had [3, 64, 64]"),
-        (change_config(model_args={}), "timm cannot load it: RuntimeError: Error(s) in loading state_dict"),
-        (change_config(architecture="resnet"), "Unknown model"),
-        (change_config(num_classes=10), "timm cannot load it"),
-        (remove("fixture.safetensors"), "fixture.safetensors cannot be read (No such file or directory)"),
-        (remove("SHA256SUMS"), "SHA256SUMS cannot be read"),
-    ],
-)
-def test_a_damaged_export_is_refused_with_the_reason(
-    exported: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], message: str
-) -> None:
-    """Also where the checksums were made to fit. `python -m trainer.export` then exits with 1."""
-    assert main([str(exported)]) == 0
-    assert "60 of 60 tensors" in capsys.readouterr().out
-    damage(exported)
-    with pytest.raises(BadExport) as refused:
-        verify_export(exported)
-    assert message in str(refused.value)
-    assert str(exported) in str(refused.value)
-    assert main([str(exported)]) == 1
-    assert message in capsys.readouterr().err
-
-
-def test_the_command_wants_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
-    """Usage, and exit code 2."""
-    assert main([]) == 2
-    assert "usage: python -m trainer.export FOLDER" in capsys.readouterr().err
