@@ -7,7 +7,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from service.events import job_event
 
@@ -22,22 +22,25 @@ class EventSpool:
         """Append one event, whole: a reader takes a line only with its line feed. Values are checked against the schema."""
         with self.path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            event = job_event.validate_python({"kind": kind, "seq": _last_seq(file) + 1, "time": time.time(), **fields})
+            event = job_event.validate_python({"kind": kind, "seq": _next_seq(file), "time": time.time(), **fields})
             file.write(event.model_dump_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
 
-def _last_seq(file: Any) -> int:
+def _next_seq(file: BinaryIO) -> int:
+    """The number after the last whole line's. What a killed writer left of a line is cut off."""
     size = file.seek(0, os.SEEK_END)
-    if size == 0:
-        return 0
     reach = 4096
     while True:
-        file.seek(max(0, size - reach))
-        lines = file.read().rstrip(b"\n").split(b"\n")
-        if len(lines) > 1 or reach >= size:
-            return int(json.loads(lines[-1])["seq"])
+        start = max(0, size - reach)
+        file.seek(start)
+        lines = file.read().split(b"\n")
+        torn = lines.pop()  # empty after a whole line
+        if start == 0 or len(lines) > 1:  # the first of them may have begun before `start`
+            if torn:
+                file.truncate(size - len(torn))
+            return int(json.loads(lines[-1])["seq"]) + 1 if lines else 1
         reach *= 4
 
 
