@@ -16,6 +16,8 @@ MAX_IMAGES = 3000
 DIGIT_SIZE = 32
 TEST_EVERY = 5
 MAX_BATCH, MIN_BATCH, STEPS_PER_EPOCH = 128, 16, 8
+MIN_PER_RANK = 4
+"""Images of a batch on each rank; the specification refuses less."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ def inspect(folder: Path) -> DemoData:
         num_images = len(index_images(images))
     except BadData as error:
         raise MillionwayError(f"DATA={folder}: {error}") from None
+    if num_images < MIN_PER_RANK:
+        raise MillionwayError(f"DATA={folder}: {num_images} images are too few to train on: at least {MIN_PER_RANK}, better hundreds")
     classes = _class_folders(images)
     # The evaluation takes a folder of nothing but class folders, and 5 images where a part of them serves as queries.
     has_labels = len(classes) >= 2 and num_images >= 5 and not _images_in(images)
@@ -75,7 +79,7 @@ def inspect(folder: Path) -> DemoData:
 def demo_spec(data: DemoData, slots: int) -> RunSpec:
     """The demo preset on this data, made to fit its number of images and this machine."""
     num_images = min(data.num_images, MAX_IMAGES)
-    ranks = 2 if slots >= 2 and num_images >= 4 else 1
+    ranks = 2 if slots >= 2 and num_images >= 2 * MIN_PER_RANK else 1
     batch = min(MAX_BATCH, max(MIN_BATCH, num_images // STEPS_PER_EPOCH), num_images) // ranks * ranks
     evaluation = {"labelled": data.labelled, "queries": data.queries}
     return parse_spec(

@@ -14,7 +14,7 @@ from service.spec import check_fits_dataset
 from tests.images import noise_folder
 
 
-@given(num_images=st.integers(2, 100_000), slots=st.integers(1, 64))
+@given(num_images=st.integers(4, 100_000), slots=st.integers(1, 64))
 def test_the_specification_fits_any_number_of_images_on_any_machine(num_images: int, slots: int) -> None:
     """No mistake that a submission or the trainer would refuse, and no more ranks than the machine has."""
     spec = demo_spec(DemoData(Path("/images"), None, None, num_images), slots)
@@ -74,3 +74,9 @@ def test_a_wrong_data_path_is_named_with_the_remedy(tmp_path: Path) -> None:
     for path in (tmp_path / "missing", tmp_path / "notes.txt", tmp_path):
         with pytest.raises(MillionwayError, match=str(path)):
             inspect(path)
+
+
+def test_too_few_images_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    """A batch of fewer has no BatchNorm statistics."""
+    with pytest.raises(MillionwayError, match="3 images are too few"):
+        inspect(noise_folder(tmp_path, 3))
