@@ -59,12 +59,12 @@ def test_a_job_deaf_to_sigterm_is_killed_after_the_grace(service: Service) -> No
 
 def test_a_worker_killed_with_9_takes_its_job_along_and_another_finishes_the_run(service: Service) -> None:
     """The kernel kills the job; the lease expires; the second attempt ends well."""
-    run = service.submit("steady", steps=100)
+    run = service.submit("steady", steps=200)
     worker = service.start_worker()
     service.wait(run, Status.RUNNING)
     worker.kill()
     worker.wait()
-    wait_until(lambda: processes.attempt_processes(run.id) == [], "the job is gone", seconds=2)
+    wait_until(lambda: processes.attempt_processes(run.id) == [], "the job is gone", seconds=1)
     service.start_worker("w2")
     assert service.wait(run, Status.SUCCEEDED).attempt == 2
 
