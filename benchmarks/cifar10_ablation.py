@@ -4,7 +4,7 @@
 
 DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg. The protocol is the sanity check of the project's first prototype: 1,000
 training images of each class, a ResNet of three basic blocks (32, 64, 128 channels), D = 128, batch 256, tau = 0.15, encoder
-learning rate 0.1; kNN with k = 200, T = 0.1, the same 10,000 images as the bank and 5,000 test images as queries. Labels
+learning rate 0.1; kNN with k = 200, T = 0.1, the same 10,000 images as the bank and the 10,000 test images as queries. Labels
 serve the kNN only. "plain" is the peer: instance softmax with random rows and one-hot targets (Exemplar CNN's loss).
 """
 

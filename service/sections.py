@@ -70,6 +70,9 @@ class Projector(Section):
 
     hidden_size: int | None = Field(default=None, ge=8, le=65_536)
     """Width of the hidden layer. Default: the backbone's feature size (our choice; the paper gives no width)."""
+    batch_norm: bool = True
+    """BatchNorm between the hidden layer and its ReLU. Our choice, by measurement (LOG.md): without it the features of the
+    random encoder, and so the rows of the prior, all point almost the same way."""
 
 
 class Classifier(Section):

@@ -78,6 +78,11 @@ class RunSpec(Section):
                 f"optimizer.global_batch_size is {batch}, not divisible by the {world_size} ranks "
                 f"(resources.nodes x ranks_per_node): use {near}"
             )
+        if batch < 4 * world_size:
+            raise ValueError(
+                f"optimizer.global_batch_size is {batch} on {world_size} ranks: BatchNorm needs at least 4 images on each: "
+                f"use at least {4 * world_size}, or fewer ranks"
+            )
         limit = self.data.limit
         if limit is not None:
             check_fits_dataset(self, limit)
@@ -111,7 +116,10 @@ def check_fits_dataset(spec: RunSpec, num_images: int) -> None:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid upon `base`, section by section. A length in one unit drops the base's length in the other."""
+    """`over` laid upon `base`, section by section.
+
+    A length in one unit drops the base's length in the other, and another backbone the base's arguments.
+    """
     merged = dict(base)
     for key, value in over.items():
         under = base.get(key)
@@ -122,6 +130,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             under = {k: v for k, v in under.items() if "epochs" not in k}
         if key == "schedule" and value.get("epochs") is not None:
             under = {k: v for k, v in under.items() if "steps" not in k}
+        if key == "backbone" and value.get("name", under.get("name")) != under.get("name"):
+            under = {k: v for k, v in under.items() if k != "args"}  # they are another architecture's
         merged[key] = merge(under, value)
     return merged
 

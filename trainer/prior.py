@@ -25,14 +25,13 @@ def write_contrastive_prior(
     would be of one kind of image, and their BatchNorm statistics with them."""
     order = torch.from_numpy(epoch_order(len(folder), spec.seed, 0))
     share = order[process.rank :: process.world_size]
-    length = -(-len(order) // process.world_size)
-    repeated = length - len(share)  # 0 or 1: every rank runs the same number of batches of the same size
-    share = torch.cat([share, order[:repeated]])
-    instance_n = share.clone()
-    instance_n[length - repeated :] = -1
-
-    num_batches = -(-length * process.world_size // spec.optimizer.global_batch_size)
-    batch_size = -(-length // num_batches)
+    most = -(-len(order) // process.world_size)
+    num_batches = -(-most * process.world_size // spec.optimizer.global_batch_size)
+    batch_size = -(-most // num_batches)
+    # Every rank runs the same number of batches, all of one size: the last images are repeated, and set no row (-1).
+    repeated = num_batches * batch_size - len(share)
+    instance_n = torch.cat([share, share.new_full((repeated,), -1)])
+    share = torch.cat([share, order.repeat(-(-repeated // len(order)))[:repeated]])
     images_in_order = iterate_images(folder, share.numpy(), spec.data.image_size, batch_size, spec.data.num_workers)
     dtype = next(encoder.parameters()).dtype
     encoder.train()
