@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     results = {}
-    columns = [epoch for epoch in range(0, arguments.epochs + 1, 5)]
+    columns = list(range(0, arguments.epochs + 1, 5))
     print(f"{'kNN (%) at epoch':42}" + "".join(f"{epoch:>7}" for epoch in columns) + f"{'seconds':>9}", flush=True)
     for name in arguments.only:
         results[name] = run(variant_spec(arguments.data.resolve(), name, arguments.epochs, arguments.seed))
