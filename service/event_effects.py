@@ -63,5 +63,5 @@ def effects(event: JobEvent, attempt: int) -> dict[str, Any]:
         case Warned():
             effect["warning"] = event.message
         case Failed():
-            changes["failure"] = f"{event.message} ({event.code})"
+            pass  # kept among the events; the worker reads it in the spool and reports the cause with the attempt's end
     return effect

@@ -16,6 +16,7 @@ local KEY = {
   queue = "millionway:queue", -- queued run ids by submission: one that is queued again keeps its place
   leases = "millionway:leases", -- run ids by the time at which their lease expires
   workers = "millionway:workers", -- worker ids by the time at which they were last heard of
+  watched = "millionway:watched", -- when the leases were last looked at
 }
 function KEY.status(status) return "millionway:status:" .. status end -- run ids by submission
 function KEY.run(id) return "millionway:run:" .. id end -- hash: the record
@@ -27,6 +28,7 @@ function KEY.worker(id) return "millionway:worker:" .. id end -- hash
 function KEY.idempotency(key) return "millionway:idempotency:" .. key end -- {run_id, digest}, for a day
 
 local DAY = 86400
+local MAX_UNHEARD = 3 -- attempts of a run without a sign of life that are not counted as failures
 
 -- Ends the call with one of the errors of service/errors.py. Only before the first write.
 local function refuse(problem) error(problem) end
@@ -61,6 +63,11 @@ end
 -- The attempt number is the fencing token of every report by a worker.
 local function check_held(run, attempt)
   if attempt ~= tonumber(run.attempt) or not LIVE[run.status] then refuse_lost(run, attempt) end
+end
+
+-- A sign of life of the attempt that holds the run: its worker got the answer to its claim.
+local function note_heard(run)
+  if run.heard ~= run.attempt then redis.call("HSET", KEY.run(run.id), "heard", run.attempt) end
 end
 
 local function renew(id) redis.call("ZADD", KEY.leases, NOW + ARGUMENTS.lease_seconds, id) end
@@ -138,20 +145,28 @@ local function fits(run, worker)
   return run.nodes == "1" and tonumber(run.ranks_per_node) <= worker.slots and (run.device ~= "cuda" or worker.cuda)
 end
 
+-- A worker runs one job at a time, so one that asks for work has none: it never got our last answer, or was restarted.
+local function take_back(run, worker)
+  local unheard = run.status == "starting" and run.heard ~= run.attempt
+  if unheard and redis.call("HINCRBY", KEY.run(run.id), "unheard", 1) <= MAX_UNHEARD then
+    transition(run, "released", nil, string.format("worker %s asks again: the answer to its claim was lost", worker) .. resumption(run))
+  else
+    lose(run, "lease_expired", nil, string.format("worker %s asks for work without having finished this run", worker))
+  end
+end
+
 -- The oldest queued run that fits the worker, or {}.
 function OPERATIONS.claim(a)
   local key = KEY.worker(a.worker)
   redis.call("ZADD", KEY.workers, NOW, a.worker)
   write(key, { id = a.worker, host = a.host, slots = a.slots, device = a.device, last_seen = seconds(NOW) })
-  -- A worker runs one job at a time, so one that asks has none: it was restarted, or never got our last answer.
   local held = redis.call("HGET", key, "run")
-  if held then lose(find(held), "lease_expired", nil, string.format("worker %s asks for work without having finished this run", a.worker)) end
+  if held then take_back(find(held), a.worker) end
   for _, id in ipairs(redis.call("ZRANGE", KEY.queue, 0, -1)) do
     local run = find(id)
     if fits(run, a) then
       local attempt = run.attempt + 1
       local changes = { attempt = attempt, worker = a.worker, last_seq = 0, started_at = run.started_at or seconds(NOW) }
-      redis.call("HDEL", KEY.run(id), "failure")
       transition(run, "claim", nil, string.format("worker %s on %s starts attempt %d", a.worker, a.host, attempt), changes)
       redis.call("HSET", key, "run", id)
       return { run_id = id, attempt = attempt, spec = run.spec }
@@ -164,19 +179,19 @@ function OPERATIONS.heartbeat(a)
   local run = find(a.run_id)
   check_held(run, a.attempt)
   renew(run.id)
-  redis.call("ZADD", KEY.workers, NOW, run.worker)
-  redis.call("HSET", KEY.worker(run.worker), "last_seen", seconds(NOW))
+  note_heard(run)
+  if redis.call("EXISTS", KEY.worker(run.worker)) == 1 then
+    redis.call("ZADD", KEY.workers, NOW, run.worker)
+    redis.call("HSET", KEY.worker(run.worker), "last_seen", seconds(NOW))
+  end
   return { command = run.status == "cancelling" and "stop" or "continue" }
 end
 
--- The worker's last word on an attempt. What the job said of its failure goes over what the worker saw.
+-- The worker's last word on an attempt. It has read what the job said of its failure, so its reason is the cause.
 function OPERATIONS.exit(a)
   local run = find(a.run_id)
-  local cause = run.failure or a.reason
   if a.event == "crashed" then
-    lose(run, a.event, a.attempt, cause)
-  elseif a.event == "faulty" then
-    transition(run, a.event, a.attempt, cause)
+    lose(run, a.event, a.attempt, a.reason)
   elseif a.event == "released" and run.status ~= "cancelling" then
     transition(run, a.event, a.attempt, a.reason .. resumption(run))
   else
@@ -192,20 +207,25 @@ function OPERATIONS.cancel(a)
 end
 
 -- Runs whose worker was not heard of. A hundred a call, so that no call is long; the next follows within a second.
+-- Workers renew only through the control plane: when nobody looked for half a lease, it was away, and every lease first
+-- gets a full period.
 function OPERATIONS.expire_leases(a)
+  local watched = tonumber(redis.call("GET", KEY.watched))
+  redis.call("SET", KEY.watched, seconds(NOW))
+  if not watched or NOW - watched > a.lease_seconds / 2 then
+    for _, id in ipairs(redis.call("ZRANGE", KEY.leases, 0, -1)) do renew(id) end
+    return { run_ids = {} }
+  end
   local expired = redis.call("ZRANGEBYSCORE", KEY.leases, "-inf", NOW, "LIMIT", 0, 100)
   for _, id in ipairs(expired) do
     local run = find(id)
     lose(run, "lease_expired", nil, string.format("worker %s was not heard of for %g s", run.worker, a.lease_seconds))
   end
   for _, id in ipairs(redis.call("ZRANGEBYSCORE", KEY.workers, "-inf", NOW - DAY)) do
-    redis.call("DEL", KEY.worker(id))
-    redis.call("ZREM", KEY.workers, id)
+    if redis.call("HEXISTS", KEY.worker(id), "run") == 0 then
+      redis.call("DEL", KEY.worker(id))
+      redis.call("ZREM", KEY.workers, id)
+    end
   end
   return { run_ids = expired }
-end
-
-function OPERATIONS.extend_leases(a)
-  for _, id in ipairs(redis.call("ZRANGE", KEY.leases, 0, -1)) do renew(id) end
-  return {}
 end

@@ -159,12 +159,12 @@ class Store:
     # The control plane itself
 
     async def expire_leases(self) -> list[str]:
-        """Takes back the runs whose workers were not heard of within their lease. Returns their ids."""
-        return list((await self._call("expire_leases"))["run_ids"])
+        """Takes back the runs whose workers were not heard of within their lease. Returns their ids.
 
-    async def extend_leases(self) -> None:
-        """Gives every lease a full period from now: after a time in which no worker could renew."""
-        await self._call("extend_leases")
+        To be called much more often than every half lease: the first call after such a time gives every lease a full
+        period, because no worker could renew meanwhile.
+        """
+        return list((await self._call("expire_leases"))["run_ids"])
 
     async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         arguments = {name: value for name, value in arguments.items() if value is not None}

@@ -18,6 +18,7 @@ function OPERATIONS.apply_events(a)
   local run = find(a.run_id)
   check_held(run, a.attempt)
   check_no_gap(run, a.events)
+  note_heard(run)
   local last, changes = tonumber(run.last_seq), {}
   local warnings = cjson.decode(run.warnings or "[]")
   for _, event in ipairs(a.events) do

@@ -13,6 +13,7 @@ from service.settings import Settings
 from service.store import Store
 from tests.conftest import running_api, running_redis, wait_until
 from tests.service.documents import WORKER, document, progress, started
+from tests.service.leases import end_leases
 
 
 def test_an_absent_redis_is_a_503_and_nothing_is_lost_when_it_is_back(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_the_api_takes_runs_back_from_silent_workers(redis_url: str, tmp_path: P
         http.post("/workers/w1/claim", json=WORKER.model_dump())
 
         def taken_back() -> bool:
-            asyncio.run(end_leases(redis_url))  # again and again: at its start the API renews all of them once
+            asyncio.run(silence_workers(redis_url))  # again and again: the API's first look renews all of them
             return bool(http.get(f"/runs/{run}").json()["status"] == "queued")
 
         wait_until(taken_back, "the run is queued again", seconds=20)
@@ -65,17 +66,17 @@ def test_the_api_takes_runs_back_from_silent_workers(redis_url: str, tmp_path: P
 
 def test_an_api_that_was_away_gives_every_lease_a_full_period(redis_url: str, tmp_path: Path) -> None:
     """Nobody could renew while it was away, so a lease that ended meanwhile is not held against the worker."""
-    settings = Settings(redis_url=redis_url, state_dir=tmp_path, lease_seconds=60)
+    settings = Settings(redis_url=redis_url, state_dir=tmp_path, lease_seconds=4)
     with running_api(settings) as url, httpx.Client(base_url=url, trust_env=False) as http:
         run = http.post("/runs", json=document()).json()["id"]
         http.post("/workers/w1/claim", json=WORKER.model_dump())
-    asyncio.run(end_leases(redis_url))
+    time.sleep(4.5)
     with running_api(settings) as url, httpx.Client(base_url=url, trust_env=False) as http:
         time.sleep(1.5)  # two looks at the leases
         assert http.post(f"/runs/{run}/attempts/1/heartbeat").status_code == 200
 
 
-async def end_leases(redis_url: str) -> None:
-    """As if every worker had been silent for too long."""
-    async with Store.connect(redis_url, lease_seconds=-1) as store:
-        await store.extend_leases()
+async def silence_workers(redis_url: str) -> None:
+    """As if no worker had been heard of for too long."""
+    async with Store.connect(redis_url, lease_seconds=60) as store:
+        await end_leases(store)

@@ -17,6 +17,7 @@ from service.protocol import ClaimRequest
 from service.store import Store
 from tests.conftest import emptied
 from tests.service.documents import report, spec, started
+from tests.service.leases import end_leases
 
 MAX_ATTEMPTS = 2
 OUTCOMES = ["finished", "faulty", "crashed", "released", "stopped"]
@@ -27,6 +28,7 @@ class ModelRun:
     def __init__(self, run_id: str, ranks: int) -> None:
         self.id, self.ranks, self.worker = run_id, ranks, ""
         self.status, self.attempt, self.failures = Status.QUEUED, 0, 0
+        self.heard, self.unheard = 0, 0
 
     def happens(self, event: Event) -> bool:
         """Whether the table allows it; the change, if so."""
@@ -69,7 +71,9 @@ def store_machine(url: str) -> type[RuleBasedStateMachine]:
         def claim(self, worker: str, slots: int) -> None:
             for run in self.runs:
                 if run.worker == worker and run.status in LIVE:
-                    run.happens(Event.LEASE_EXPIRED)
+                    lost = run.status == Status.STARTING and run.heard != run.attempt and run.unheard < 3
+                    run.unheard += lost
+                    run.happens(Event.RELEASED if lost else Event.LEASE_EXPIRED)
             expected = next((run for run in self.runs if run.status == Status.QUEUED and run.ranks <= slots), None)
             claim = self.call(self.store.claim(worker, ClaimRequest(host="h", slots=slots, device="cpu")))
             assert (claim and claim.run_id) == (expected and expected.id)
@@ -97,6 +101,14 @@ def store_machine(url: str) -> type[RuleBasedStateMachine]:
 
         @precondition(lambda self: self.runs)
         @rule(index=INDEX)
+        def heartbeat(self, index: int) -> None:
+            run = self.runs[index % len(self.runs)]
+            held = run.attempt > 0 and run.status in LIVE
+            self.check(self.store.heartbeat(run.id, run.attempt), held, run, None)
+            run.heard = run.attempt if held else run.heard
+
+        @precondition(lambda self: self.runs)
+        @rule(index=INDEX)
         def cancel(self, index: int) -> None:
             run = self.runs[index % len(self.runs)]
             again = run.status in (Status.CANCELLING, Status.CANCELLED)
@@ -105,9 +117,7 @@ def store_machine(url: str) -> type[RuleBasedStateMachine]:
         @rule()
         def silence(self) -> None:
             """Every lease ends."""
-            self.store.lease_seconds = -1
-            self.call(self.store.extend_leases())
-            self.store.lease_seconds = 600
+            self.call(end_leases(self.store))
             self.call(self.store.expire_leases())
             for run in self.runs:
                 if run.status in LIVE:
