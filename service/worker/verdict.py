@@ -35,10 +35,13 @@ def exit_report(code: int, directory: AttemptDir, *, told_to: Literal["stopped",
     if told_to == "released":
         reason = "the worker was stopped and gave the run back" + (KILLED if killed else "")
         return ExitReport(outcome="released", exit_code=code, reason=reason)
-    if failed is not None:
+    rank, rank_code = _first_failed_rank(directory, code)
+    # A rank that a signal ended says nothing itself, and its peers report only that they lost it. With SIGTERM the
+    # launcher ends the others itself.
+    silent = rank_code < 0 and rank_code != -signal.SIGTERM
+    if failed is not None and not (failed.code == "internal" and silent):
         return ExitReport(outcome="crashed", exit_code=code, reason=_short(failed.message))
 
-    rank, rank_code = _first_failed_rank(directory, code)
     if rank_code == ExitCode.STOPPED:
         return ExitReport(outcome="released", exit_code=rank_code, reason="the job was stopped from outside and gave the run back")
     log = directory.launcher_log if rank is None else directory.rank_log(rank)
@@ -50,7 +53,8 @@ def exit_report(code: int, directory: AttemptDir, *, told_to: Literal["stopped",
 
 
 def failure(spool: Path) -> Failed | None:
-    """Why the job failed. A rank that loses its peers reports that as well, so the first report counts, and a fault above all."""
+    """Why the job failed. A rank that loses its peers reports that as well, as `internal`: so a fault counts above all, then
+    another cause, and among equals the first."""
     failures = []
     for line in _end_of(spool):
         try:
@@ -59,7 +63,7 @@ def failure(spool: Path) -> Failed | None:
             continue
         if isinstance(event, Failed):
             failures.append(event)
-    return next((event for event in failures if event.code in FAULTY), failures[0] if failures else None)
+    return min(failures, key=lambda event: (event.code not in FAULTY, event.code == "internal"), default=None)
 
 
 def tail(log: Path) -> str:

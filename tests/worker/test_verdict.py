@@ -83,6 +83,35 @@ def test_a_rank_that_died_without_a_word_is_named_with_the_end_of_its_log(tmp_pa
     assert report.reason.endswith("step 3\nstep 4")
 
 
+@pytest.mark.parametrize(
+    ("code", "rank_code", "told"),
+    [
+        ("internal", -9, "rank 1 was ended by signal 9"),
+        ("internal", -15, "Connection closed by peer"),
+        ("internal", 1, "Connection closed by peer"),
+        ("disk", -9, "Connection closed by peer"),
+    ],
+)
+def test_a_rank_that_a_signal_ended_is_the_cause_of_its_peers_lost_connection(tmp_path: Path, code: str, rank_code: int, told: str) -> None:
+    """The kernel ends a rank when memory runs out; a survivor then reports its lost peer. SIGTERM is the launcher's own."""
+    directory = AttemptDir(tmp_path)
+    spool(directory, code, "Connection closed by peer")
+    directory.launcher_log.write_text(f"failed (exitcode: {rank_code}) local_rank: 1 (pid: 77) of binary: python\n")
+    report = exit_report(1, directory, told_to=None, killed=False)
+    assert report.outcome == "crashed"
+    assert report.reason.startswith(told)
+    assert ("when memory runs out" in report.reason) == (rank_code == -9 and code == "internal")
+
+
+@pytest.mark.parametrize("codes", [("internal", "disk", "disk"), ("disk", "internal", "disk")])
+def test_the_first_report_counts_that_is_not_of_a_lost_peer(tmp_path: Path, codes: tuple[str, ...]) -> None:
+    """In whatever order the ranks wrote."""
+    events = [{"seq": seq, "time": 1.0, "kind": "failed", "code": code, "message": f"{code} {seq}"} for seq, code in enumerate(codes, 1)]
+    AttemptDir(tmp_path).events.write_text("".join(json.dumps(event) + "\n" for event in events))
+    report = exit_report(1, AttemptDir(tmp_path), told_to=None, killed=False)
+    assert report.reason == f"disk {codes.index('disk') + 1}"
+
+
 def test_a_rank_that_stopped_itself_gives_the_run_back(tmp_path: Path) -> None:
     """Exit code 75 of a rank, whatever its launcher makes of it: a checkpoint is written, the run goes on elsewhere."""
     directory = AttemptDir(tmp_path)
