@@ -4,6 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+
+# A .venv whose Python is gone (its system was upgraded) or too old is made anew.
+ifneq ($(shell $(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null && echo usable),usable)
+.PHONY: $(INSTALLED)
+CLEAR := --clear
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test lint format clean
@@ -37,7 +44,7 @@ clean: ## remove what make made: .venv, caches; the runs in .millionway stay
 # The first Python that is new enough; PYTHON=path names another.
 $(INSTALLED): pyproject.toml constraints.txt
 	@for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
-	  if command -v $$python >/dev/null && $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+	  if command -v $$python >/dev/null && $$python -c '$(NEW_ENOUGH)'; then \
 	    found=$$python; break; \
 	  fi; \
 	done; \
@@ -46,8 +53,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  exit 1; \
 	fi; \
 	echo "installing into $(VENV) with $$($$found --version); some minutes, once"; \
-	$$found -m venv $(VENV) || { \
-	  echo "make: $$found has no venv: install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; \
+	$$found -m venv $(CLEAR) $(VENV) || { \
+	  echo "make: $$found cannot make $(VENV), as said above; if it has no venv, install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; \
 	}
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[trainer,embedded,test]'
 	@touch $(INSTALLED)

@@ -13,17 +13,18 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 from deploy import doctor as checks
 from deploy.display import one_line, panel
-from deploy.follow import follow
+from deploy.follow import follow, log_pieces, newest_runs
 from deploy.stack import Stack
 from deploy.state import DEFAULT, StateDir
 from deploy.train import train as train_alone
 from service.client import ApiClient
 from service.errors import InvalidSpec, MillionwayError
-from service.lifecycle import TERMINAL, Status
+from service.lifecycle import Status
 from service.spec import RunSpec, read_spec
 from service.worker.machine import default_slots
 
@@ -83,9 +84,7 @@ def submit(
     with _client(api) as client:
         run = client.submit(spec)
         if not watch:
-            console.print(
-                f"{run.id} {run.status}: follow it with `millionway show {run.id}` or `millionway logs -f {run.id}`", soft_wrap=True
-            )
+            _say(f"{run.id} {run.status}: follow it with `millionway show {run.id}` or `millionway logs -f {run.id}`")
             return
         try:
             run = follow(client, run, console)
@@ -103,15 +102,16 @@ def runs(
 ) -> None:
     """List the runs, newest first."""
     with _client(api) as client:
-        page = client.runs(status=status, limit=limit)
+        found, has_more = newest_runs(client, status, limit)
     table = Table("run", "name", "status", "attempt", "step", "kNN %", "created", "reason", box=None)
-    for run in page.runs:
+    for run in found:
         step = f"{run.progress.step}/{run.progress.num_steps}" if run.progress else "-"
         knn = "-" if run.knn is None else f"{run.knn:.1f}"
-        table.add_row(run.id, run.name, run.status, str(run.attempt), step, knn, _when(run.created_at), run.reason.split("\n")[0])
+        cells = (run.id, run.name, run.status, str(run.attempt), step, knn, _when(run.created_at), run.reason.split("\n")[0])
+        table.add_row(*map(Text, cells))  # no markup: a reason may begin with "[/path]"
     _wide().print(table)
-    if page.has_more:
-        console.print("older ones: --limit N")
+    if has_more:
+        _say("older ones: --limit N")
 
 
 @app.command()
@@ -120,7 +120,7 @@ def show(run_id: RunId, api: Api = None) -> None:
     with _client(api) as client:
         run, checkpoints, history = client.run(run_id), client.checkpoints(run_id), client.history(run_id)
     wide = _wide()
-    wide.print(panel(run) if wide.is_terminal else one_line(run))
+    wide.print(panel(run) if wide.is_terminal else one_line(run), markup=False, highlight=False, soft_wrap=not wide.is_terminal)
     facts = {
         "created": _when(run.created_at),
         "finished": _when(run.finished_at),
@@ -152,22 +152,11 @@ def logs(
     """Print what a rank printed."""
     name = "launcher.log" if launcher else f"rank-{rank}.log"
     with _client(api) as client:
-        number, offset, printed = attempt, 0, False
-        while True:
-            run = client.run(run_id)
-            ended = run.status in TERMINAL  # known before the read, so that the last turn reads to the end
-            if attempt is None and run.attempt != number:
-                number, offset = run.attempt or None, 0
-            while True:
-                piece, offset = client.log(run_id, attempt=number, name=name, offset=offset)
-                if not piece:
-                    break
-                printed = True
-                sys.stdout.buffer.write(piece)
-                sys.stdout.buffer.flush()
-            if ended or not follow_it:
-                break
-            time.sleep(0.5)
+        printed = False
+        for piece in log_pieces(client, run_id, name, attempt=attempt, follow_it=follow_it):
+            printed = True
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
         if not printed:
             there = ", ".join(f"{file.name} of attempt {file.attempt} ({file.size} bytes)" for file in client.log_index(run_id))
             raise MillionwayError(f"{name} of run {run_id} is empty so far; there is: {there or 'no log yet'}")
@@ -178,7 +167,7 @@ def cancel(run_id: RunId, api: Api = None) -> None:
     """Stop a run for good; a running job writes a checkpoint first."""
     with _client(api) as client:
         run = client.cancel(run_id)
-    console.print(f"{run.id} {run.status}: {run.reason}", soft_wrap=True, markup=False)
+    _say(f"{run.id} {run.status}: {run.reason}")
 
 
 @app.command()
@@ -187,12 +176,13 @@ def train(
     output: Annotated[Path | None, typer.Option("--output", help="Directory of the run; default: .millionway/train/NAME-TIME.")] = None,
 ) -> None:
     """Run the job here, without any service. Given an earlier --output, it goes on from its last checkpoint."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     spec = load_spec(spec_file)
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     run = train_alone(spec, output or DEFAULT / "train" / f"{spec.name.replace(' ', '-')}-{stamp}", console)
     for name, value in (("checkpoint", run.checkpoint), ("export", run.export)):
         if value:
-            console.print(f"{name:<11}{value}", soft_wrap=True, markup=False, highlight=False)
+            _say(f"{name:<11}{value}")
     raise typer.Exit(0 if run.status == Status.SUCCEEDED else 1)
 
 

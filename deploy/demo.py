@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from deploy.follow import follow
 from deploy.state import DEFAULT, StackError, StateDir
 from service import processes
 from service.client import ApiClient
-from service.errors import MillionwayError
+from service.errors import ApiProblem, MillionwayError
 from service.layout import write_whole
 from service.lifecycle import TERMINAL, Status
 from service.runs import Run
@@ -67,7 +68,7 @@ def demo(folder: Path | None, state: StateDir) -> int:
             run = _run(client, spec)
     finally:
         if own_stack is not None:
-            processes.end(own_stack, DOWN_SECONDS)
+            _end_stack(own_stack)
     seconds = time.monotonic() - began
     record = {
         "knn_pixels": run.knn_pixels,
@@ -87,15 +88,28 @@ def _run(client: ApiClient, spec: RunSpec) -> Run:
     """Submit and follow. Whatever interrupts, the run does not stay in the queue."""
     for old in client.runs(limit=100).runs:  # of a demonstration that was killed: it would be in the way of this one
         if old.name == spec.name and old.status not in TERMINAL:
-            client.cancel(old.id)
-            _say(f"cancelled the unfinished demonstration {old.id}")
+            with contextlib.suppress(ApiProblem):  # it ended meanwhile
+                client.cancel(old.id)
+                _say(f"cancelled the unfinished demonstration {old.id}")
     run = client.submit(spec)
     _say(f"POST {client.url}/runs -> {run.id}; polling GET {client.url}/runs/{run.id}")
     try:
         return follow(client, run, console)
     except KeyboardInterrupt:
         _say("stopping")
-        client.cancel(run.id)
+        try:
+            client.cancel(run.id)
+        except MillionwayError as error:
+            _say(f"run {run.id} is not cancelled ({error}): the next `make demo` with this state does that")
+        raise
+
+
+def _end_stack(stack: subprocess.Popen[bytes]) -> None:
+    try:
+        processes.end(stack, DOWN_SECONDS)
+    except KeyboardInterrupt:
+        _say("stopping at once")
+        processes.end(stack, 0.0)  # the kernel takes its children along
         raise
 
 

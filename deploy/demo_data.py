@@ -11,6 +11,8 @@ from service.spec import RunSpec, parse_spec
 from trainer.data.images import EXTENSIONS, index_images
 from trainer.errors import BadData
 
+DEMO_NAME = "make-demo"
+"""Of no other run, since a new demonstration cancels an unfinished old one."""
 MAX_IMAGES = 3000
 """Of a larger folder, so that the demonstration stays a matter of minutes on two cores."""
 DIGIT_SIZE = 32
@@ -85,6 +87,7 @@ def demo_spec(data: DemoData, slots: int) -> RunSpec:
     return parse_spec(
         {
             "preset": "demo",
+            "name": DEMO_NAME,
             "data": {"path": str(data.images), "limit": num_images if num_images < data.num_images else None},
             "classifier": {"hardest_k": min(50, num_images - 1)},
             "optimizer": {"global_batch_size": batch},

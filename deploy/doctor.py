@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from deploy import redis_server
 from deploy.state import StateDir
 from service.client import ApiClient
-from service.errors import ApiProblem, ApiUnavailable
+from service.errors import MillionwayError
 from service.worker.machine import num_cores
 
 CONTROL_PLANE = ("pydantic", "fastapi", "uvicorn", "redis", "httpx", "structlog", "typer", "rich")
@@ -67,7 +68,7 @@ def table(checks: list[Check]) -> Table:
     result = Table("", "check", "found", "remedy", box=None)
     for check in checks:
         mark = "[red]fail[/]" if check.fatal else "[yellow]note[/]" if check.remedy else "[green]ok[/]"
-        result.add_row(mark, check.name, check.found, check.remedy)
+        result.add_row(mark, Text(check.name), Text(check.found), Text(check.remedy))  # [trainer] is no markup
     return result
 
 
@@ -121,12 +122,12 @@ def _api(state: StateDir, api: str | None) -> Check:
     url = api or state.running_url()
     if url is None:
         return Check("api", "none is running here", "start one: millionway up (or name one: --api URL)")
-    with ApiClient(url, timeout_seconds=5, retries=0) as client:
-        try:
+    try:
+        with ApiClient(url, timeout_seconds=5, retries=0) as client:
             client.ready()
             workers = [worker for worker in client.workers() if worker.alive]
-        except (ApiUnavailable, ApiProblem) as error:
-            return Check("api", str(error), "start it, or correct --api, MILLIONWAY_API")
+    except MillionwayError as error:
+        return Check("api", str(error), "start it, or correct --api, MILLIONWAY_API")
     if not workers:
         return Check("api", f"{url} answers; no worker", "start one: python -m service.worker --api URL --runs-dir DIR")
     return Check("api", f"{url} and its Redis answer; {len(workers)} workers")

@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from pathlib import Path
 from service.errors import MillionwayError
 
 DEFAULT = Path(".millionway")
+LOCK_TRIES, LOCK_PAUSE_SECONDS = 10, 0.02
 
 
 class StackError(MillionwayError):
@@ -72,14 +74,18 @@ class StateDir:
         except OSError as error:
             raise StackError(f"the state directory {self.path} cannot be written ({error}): give another with --state-dir") from None
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            for _ in range(LOCK_TRIES):
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(LOCK_PAUSE_SECONDS)  # running_url holds it for an instant
+            else:
                 file.seek(0)
                 raise StackError(
                     f"a stack runs in {self.path} already, process {file.read().strip() or 'unknown'}: "
                     "use it, stop it (Ctrl-C or SIGTERM), or give another --state-dir"
-                ) from None
+                )
+            self.stack.unlink(missing_ok=True)  # of a stack that was killed: its URL is not ours
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()

@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from deploy.display import Display
+from service.admission import admit
+from service.errors import MillionwayError
 from service.events import Checkpointed, Evaluated, Exported, JobEvent, Phase, Progress, Started, Warned, job_event
 from service.launch import job_command, job_environment
 from service.layout import RunDir, write_whole
@@ -26,18 +28,22 @@ GRACE_SECONDS = 30.0
 def train(spec: RunSpec, directory: Path, console: Console) -> Run:
     """Run the job in `directory` and show it. An earlier, unfinished training there goes on from its last checkpoint.
 
-    Ctrl-C stops the job with a checkpoint.
+    KeyboardInterrupt stops the job with a checkpoint. Raises InvalidSpec, and MillionwayError where `directory` cannot be written.
     """
+    admit(spec, shared_files=True)
     run_dir = RunDir(directory.resolve())
     number = 1 + len(list(run_dir.path.glob("attempts/[0-9]*")))
     attempt = run_dir.attempt(number)
-    attempt.path.mkdir(parents=True)
-    write_whole(run_dir.spec, spec.model_dump_json(indent=2))
+    try:
+        attempt.path.mkdir(parents=True)
+        write_whole(run_dir.spec, spec.model_dump_json(indent=2))
+    except OSError as error:
+        raise MillionwayError(f"the run's directory cannot be written ({error}): give another --output") from None
     command = job_command(spec, run_dir.path, number)
     environment = job_environment(spec, has_gpu=bool(gpu_names()))
     now = time.time()
     run = Run(
-        id=directory.name,
+        id=str(run_dir.path),  # marks the job's processes, so it must be unique on this machine
         name=spec.name,
         status=Status.STARTING,
         reason=f"output in {directory}",

@@ -15,6 +15,7 @@ from service.launch import free_port
 from service.lifecycle import Status
 from tests.conftest import wait_until
 from tests.e2e.conftest import CLI, PATIENCE_SECONDS, REPOSITORY, Up, cli, document
+from tests.images import noise_folder
 
 pytestmark = pytest.mark.e2e
 
@@ -82,11 +83,17 @@ def test_a_wrong_specification_gets_its_mistakes_and_exit_code_1(tmp_path: Path)
         (["runs", "--api", "http://127.0.0.1:9"], 1, "the API at http://127.0.0.1:9 does not answer"),
         (["runs"], 1, "start one here with `millionway up`"),
         (["runs", "--status", "done"], 2, "'queued'"),
+        (["runs", "--api", "http://[::1"], 1, "is no URL of an API"),
+        (["train", "unplaceable.yaml"], 1, "places a run on one node"),
+        (["train", "good.yaml", "--output", "good.yaml"], 1, "give another --output"),
         (["fly"], 2, "No such command"),
     ],
 )
 def test_a_mistake_on_the_command_line_gets_one_message(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
     """On stderr, without a traceback."""
+    noise_folder(tmp_path / "images", 96)
+    (tmp_path / "good.yaml").write_text(yaml.safe_dump(document("images", 1)))
+    (tmp_path / "unplaceable.yaml").write_text(yaml.safe_dump(document("images", 1, resources={"nodes": 2})))
     done = cli(*arguments, cwd=tmp_path)
     assert done.returncode == code
     assert message in done.stderr
@@ -116,23 +123,25 @@ def test_a_port_that_is_taken_is_named(steady_up: Up, tmp_path: Path) -> None:
 
 
 def test_train_runs_the_job_without_any_service_and_goes_on_after_ctrl_c(images: Path, tmp_path: Path) -> None:
-    """The same display; Ctrl-C writes a checkpoint; the same --output goes on from it."""
+    """The same display; Ctrl-C and SIGTERM write a checkpoint; the same --output goes on from it."""
     output = tmp_path / "out"
     command = [*CLI, "train", str(spec_file(tmp_path, images, 20)), "--output", str(output)]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
-    try:
-        wait_until(lambda: list(output.glob("checkpoints/step-*")), "a checkpoint is written", seconds=PATIENCE_SECONDS)
-        first.send_signal(signal.SIGINT)
-        said = first.communicate(timeout=60)[0]
-    finally:
-        first.kill()
-    assert first.returncode == 1
-    assert "stopped on request" in said
-    second = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, cwd=REPOSITORY, check=False)
-    assert second.returncode == 0, second.stdout + second.stderr
-    events = [json.loads(line) for line in (output / "attempts" / "0002" / "events.jsonl").read_text().splitlines()]
+    for number, asked in enumerate((signal.SIGINT, signal.SIGTERM), start=1):
+        first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+        spool = output / "attempts" / f"{number:04d}" / "events.jsonl"
+        try:
+            wait_until(lambda: spool.exists() and "progress" in spool.read_text(), "it trains", seconds=PATIENCE_SECONDS)  # noqa: B023 - called now
+            first.send_signal(asked)
+            said = first.communicate(timeout=60)[0]
+        finally:
+            first.kill()
+        assert first.returncode == 1
+        assert "stopped on request" in said
+    last = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, cwd=REPOSITORY, check=False)
+    assert last.returncode == 0, last.stdout + last.stderr
+    events = [json.loads(line) for line in (output / "attempts" / "0003" / "events.jsonl").read_text().splitlines()]
     assert [event["start_step"] > 0 for event in events if event["kind"] == "started"] == [True]
-    assert "step 120/120" in second.stdout
+    assert "step 120/120" in last.stdout
     assert (output / "export" / "model.safetensors").exists()
 
 

@@ -75,7 +75,7 @@ def test_ctrl_c_on_up_gives_the_run_back_and_leaves_no_process(tmp_path: Path, i
     (tmp_path / "up.log").unlink()
     second = Up(tmp_path)
     try:
-        assert [step.event for step in second.client.history(run.id)][-1] in ("released", "claim")
+        assert "released" in [step.event for step in second.client.history(run.id)]
         run = second.wait(run, Status.SUCCEEDED, Status.FAILED)
         assert (run.status, run.attempt) == (Status.SUCCEEDED, 2), run.reason
     finally:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from deploy.demo_data import MAX_IMAGES, DemoData, demo_spec, inspect, write_digits
 from service.errors import MillionwayError
-from service.spec import check_fits_dataset
+from service.spec import check_fits_dataset, parse_spec
 from tests.images import noise_folder
 
 
@@ -21,6 +21,12 @@ def test_the_specification_fits_any_number_of_images_on_any_machine(num_images: 
     check_fits_dataset(spec, min(num_images, MAX_IMAGES))
     assert spec.resources.world_size <= slots
     assert spec.data.limit == (MAX_IMAGES if num_images > MAX_IMAGES else None)
+
+
+def test_the_demonstrations_run_has_a_name_that_no_preset_gives() -> None:
+    """It cancels unfinished runs of its name: a run of the preset must not be among them."""
+    ours = demo_spec(DemoData(Path("/images"), None, None, 1000), 2)
+    assert ours.name != parse_spec({"preset": "demo", "data": {"path": "/images"}}).name
 
 
 def test_the_digits_are_split_by_class_and_written_once(tmp_path: Path) -> None:

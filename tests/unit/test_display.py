@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from deploy.display import Display, one_line, panel
+from deploy.doctor import Check, table
 from service.events import Progress
 from service.lifecycle import Status
 from service.runs import Run
@@ -60,6 +61,15 @@ def test_a_reason_in_brackets_is_shown_as_it_is() -> None:
     with console.capture() as capture:
         console.print(panel(run(Status.FAILED, reason="[red] is no colour")))
     assert "[red] is no colour" in capture.get()
+
+
+def test_the_doctor_shows_brackets_as_they_are() -> None:
+    """A remedy names an extra of the package, and a path may be found in brackets."""
+    console = Console(file=io.StringIO(), width=150)
+    with console.capture() as capture:
+        console.print(table([Check("trainer", "[/no/such/path]", "pip install -e '.[trainer]'", fatal=True)]))
+    assert "[/no/such/path]" in capture.get()
+    assert "pip install -e '.[trainer]'" in capture.get()
 
 
 def test_outside_a_terminal_a_line_appears_only_when_something_changed() -> None:
