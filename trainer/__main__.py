@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import errno
 import logging
 import os
+import platform
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -21,15 +24,14 @@ def main() -> int:
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--attempt", type=int, required=True)
     arguments = parser.parse_args()
+    _die_with_parent()
     run_dir, rank = RunDir(arguments.run_dir), int(os.environ["RANK"])
     attempt = run_dir.attempt(arguments.attempt)
     _log_to(attempt, rank)
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s", stream=sys.stdout)
     try:
-        from trainer.process import die_with_parent
-        from trainer.train import train
+        from trainer.train import train  # seconds of imports: not before there is a log, and a parent to die with
 
-        die_with_parent()
         return train(stored_spec(run_dir.spec.read_bytes()), run_dir, arguments.attempt)
     except BaseException as error:
         traceback.print_exc()
@@ -50,6 +52,15 @@ def _explain(error: BaseException) -> tuple[str, str]:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk", f"{error}: make room on the worker's disk"
     return "internal", f"{type(error).__name__}: {error}"
+
+
+def _die_with_parent() -> None:
+    """Ask Linux for SIGKILL when the launcher dies, so that no rank outlives a worker that was killed with -9."""
+    if platform.system() != "Linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)  # 1: PR_SET_PDEATHSIG
+    if os.getppid() == 1:  # it died before the call; the launcher itself is always somebody's child
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _log_to(attempt: AttemptDir, rank: int) -> None:

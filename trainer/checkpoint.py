@@ -94,6 +94,7 @@ def save_checkpoint(
     def finish() -> None:
         if rank == 0:
             write_whole(temporary / "manifest.json", json.dumps(manifest, indent=1))
+            _sync_directory(temporary)
             if final.exists():  # left by an attempt that was killed right after
                 shutil.rmtree(final)
             temporary.rename(final)
@@ -147,12 +148,13 @@ def load_checkpoint(saved: Saved, engine: Any, classifier: InstanceClassifier, *
 
 
 def newest_checkpoint(directory: Path) -> Saved | None:
-    """The newest checkpoint whose every file has its checksum. A damaged one is passed over, with a warning."""
+    """The newest checkpoint whose every file has its checksum. A damaged one is renamed, with a warning. One rank calls."""
     for saved in reversed(list_checkpoints(directory)):
         damaged = [name for name, about in saved.manifest["files"].items() if _sha256(saved.path / name) != about["sha256"]]
         if not damaged:
             return saved
         log.warning("checkpoint %s is passed over: %s differ from their checksums", saved.path, ", ".join(damaged))
+        saved.path.rename(saved.path.with_name(f".{saved.path.name}.damaged"))  # else it would count among those to keep
     return None
 
 
@@ -186,7 +188,7 @@ def remove_old_checkpoints(directory: Path, keep_last: int, keep_best: bool) -> 
 
 def _shard_tensors(classifier: InstanceClassifier) -> dict[str, Tensor]:
     tensors = {"torch_rng": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         tensors["cuda_rng"] = torch.cuda.get_rng_state()
     if isinstance(classifier, ShardedClassifier):
         tensors |= {"rows": classifier.rows_nD, "rows_momentum": classifier.momentum_nD}

@@ -23,15 +23,20 @@ MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for it
 
 
 class Model(nn.Module):
-    """What the engine owns: the encoder and, with parallelism zero3, the classifier's rows."""
+    """What the engine owns: the encoder and, with parallelism zero3, the classifier's rows.
 
-    def __init__(self, encoder: Encoder, classifier: Zero3Classifier | None) -> None:
+    With bf16, products are in bf16 (autocast) and weights, BatchNorm and the engine in fp32; no loss scale is needed.
+    """
+
+    def __init__(self, encoder: Encoder, classifier: Zero3Classifier | None, bf16: bool) -> None:
         super().__init__()
         self.encoder = encoder
         self.classifier = classifier
+        self.bf16 = bf16
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.encoder(images)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            features: Tensor = self.encoder(images)
         return features
 
 
@@ -47,25 +52,28 @@ def deepspeed_config(spec: RunSpec) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,  # the loop reports
     }
-    if spec.precision == "bf16":
-        config["bf16"] = {"enabled": True}
     if spec.precision == "fp16":
         config["fp16"] = {"enabled": True, "initial_scale_power": 16}
+        # DeepSpeed makes the weights fp16; BatchNorm takes its running statistics in no other type than its weights'.
+        config["data_types"] = {"buffer_dtype": "fp16"}
     return config
 
 
-def build_engine(spec: RunSpec, encoder: Encoder, classifier: InstanceClassifier) -> Any:
-    """The DeepSpeed engine of the encoder, and of the rows with parallelism zero3. Every rank calls."""
+def build_engine(spec: RunSpec, encoder: Encoder, classifier: InstanceClassifier, config: dict[str, Any] | None = None) -> Any:
+    """The DeepSpeed engine of the encoder, and of the rows with parallelism zero3. Every rank calls. `config`: in the place
+    of deepspeed_config(spec)."""
     inside = classifier if isinstance(classifier, Zero3Classifier) else None
-    model, section = Model(encoder, inside), spec.optimizer
+    model, section = Model(encoder, inside, spec.precision == "bf16"), spec.optimizer
     # The loop sets the learning rates before each step.
     groups = [{"params": list(encoder.parameters()), "weight_decay": section.weight_decay}]
     if inside is not None:
         decay = section.classifier_weight_decay
         groups.append({"params": list(inside.parameters()), "weight_decay": section.weight_decay if decay is None else decay})
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=section.momentum)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(spec))
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config or deepspeed_config(spec))
     _create_momentum(engine)
+    if spec.precision == "fp16":  # weights that are NaN overflow for ever: the meter says so, on every rank alike
+        engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     return engine
 
 
@@ -94,7 +102,7 @@ def average_buffers(module: nn.Module, world_size: int) -> None:
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
     if world_size == 1 or not buffers:
         return
-    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    flat = torch.cat([buffer.flatten().float() for buffer in buffers])
     dist.all_reduce(flat)
     flat /= world_size
     for buffer, part in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):

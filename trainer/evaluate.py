@@ -104,7 +104,7 @@ def pixel_knn(sets: tuple[LabelledSet, LabelledSet], spec: RunSpec) -> float:
     size = min(spec.data.image_size, PIXEL_SIZE)
 
     def pixels(labelled: LabelledSet) -> Tensor:
-        batches = iterate_images(labelled.folder, range(len(labelled.folder)), size, BATCH_SIZE)
+        batches = iterate_images(labelled.folder, range(len(labelled.folder)), size, BATCH_SIZE, spec.data.num_workers)
         return torch.cat([normalise(images, spec.data.mean, spec.data.std).flatten(1) for images, _ in batches])
 
     bank, queries = sets

@@ -22,7 +22,7 @@ MAX_UNREADABLE = 10
 
 
 class Meter:
-    """Counts every step without touching the device's queue; `report` is the loop's only host synchronisation."""
+    """Counts every step on the device; `report` waits for it, and for the other ranks."""
 
     def __init__(self, plan: Plan, step: int, views_per_image: int, process: Process) -> None:
         self.plan, self.views_per_image, self.process = plan, views_per_image, process

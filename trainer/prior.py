@@ -23,7 +23,7 @@ def write_contrastive_prior(
 ) -> None:
     """Fill the classifier's rows. Every rank encodes its share of the shuffled images: batches in the order of the paths
     would be of one kind of image, and their BatchNorm statistics with them."""
-    order = torch.from_numpy(epoch_order(len(folder), spec.seed, 0))
+    order = torch.from_numpy(epoch_order(len(folder), spec.seed, 0).copy())
     share = order[process.rank :: process.world_size]
     most = -(-len(order) // process.world_size)
     num_batches = -(-most * process.world_size // spec.optimizer.global_batch_size)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 import random
 import signal
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from service.spec import RunSpec
+from trainer.errors import BadSpec
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A collective that takes longer means that a rank is gone or stuck."""
@@ -42,15 +41,17 @@ class Process:
 def start_process(spec: RunSpec) -> Process:
     """Join the other ranks (environment of PyTorch's launcher), take a device and seed everything."""
     use_cuda = os.environ.get("DS_ACCELERATOR") != "cpu" and torch.cuda.is_available()
+    if not use_cuda and (spec.resources.device == "cuda" or spec.precision == "fp16"):
+        asked = "resources.device is cuda" if spec.resources.device == "cuda" else "precision is fp16"
+        raise BadSpec(f"{asked}, and PyTorch {torch.__version__} finds no usable GPU here: `millionway doctor` says what it finds")
     if not use_cuda:
-        os.environ["DS_ACCELERATOR"] = "cpu"
         # DeepSpeed would compile an operator for inference here: 25 s and a C++ compiler, for nothing that training uses.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(device)
     deepspeed.init_distributed(dist_backend="nccl" if use_cuda else "gloo", timeout=COLLECTIVE_TIMEOUT, verbose=False)
-    seed_everything(spec.seed)
+    seed_everything(spec.seed + dist.get_rank())
     # The same weights from the same seed, also after a resume. On CUDA some operators have no deterministic form: they warn.
     torch.use_deterministic_algorithms(True, warn_only=use_cuda)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs 4 % of a step
@@ -66,17 +67,8 @@ def start_process(spec: RunSpec) -> Process:
 
 
 def seed_everything(seed: int) -> None:
-    """For model initialisation and for backbones with dropout. Data order and augmentation have their own generators."""
+    """For backbones with dropout, another mask on each rank. Weights, rows, data order and augmentation have generators of
+    their own, seeded alike on all ranks."""
     random.seed(seed)
     np.random.seed(seed)  # the legacy generator is what third-party code may use
     torch.manual_seed(seed)
-
-
-def die_with_parent() -> None:
-    """Ask Linux for SIGKILL when the launcher dies, so that no rank outlives a worker that was killed with -9."""
-    if platform.system() != "Linux":
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)  # 1: PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died before the call
-        os.kill(os.getpid(), signal.SIGKILL)

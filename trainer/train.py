@@ -89,7 +89,6 @@ def train(spec: RunSpec, run_dir: RunDir, attempt: int) -> int:
     classifier_rate = optimizer.classifier_learning_rate or optimizer.learning_rate
     meter = Meter(plan, start_step, spec.augmentation.views_per_image, process)
     batches = iter(ViewLoader(folder, spec, process.rank, process.world_size, start_step))
-    knn = saved.knn if saved else None
     spool.append("phase", phase="training")
     encoder.train()
     for step in range(start_step + 1, plan.num_steps + 1):  # `step` counts the steps done once this one is
@@ -114,8 +113,8 @@ def train(spec: RunSpec, run_dir: RunDir, attempt: int) -> int:
         average_buffers(encoder, process.world_size)
         meter.count(loss, batch)
 
-        stop = False
-        if due(step, spec.log_every_steps) or last_step:
+        stop, save = False, last_step or due(step, plan.checkpoint_every)
+        if save or due(step, spec.log_every_steps):  # what is saved has been found finite
             stop = meter.report(spool, step, factor * optimizer.learning_rate)
         if labelled is not None and (step % plan.evaluate_every == 0 or last_step):
             knn = evaluate()
@@ -123,7 +122,7 @@ def train(spec: RunSpec, run_dir: RunDir, attempt: int) -> int:
             spool.append("phase", phase="training")
         else:
             knn = None
-        if due(step, plan.checkpoint_every) or last_step or stop:
+        if save or stop:
             saved = save_checkpoint(
                 run_dir.checkpoints,
                 step,

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.launch import on_ranks
+from trainer.classifier import similarity
 from trainer.classifier.build import random_rows
 from trainer.classifier.loss import SoftTargets
 from trainer.classifier.oracle import DenseClassifier, nearest_classes
@@ -110,6 +111,7 @@ def test_sharding_changes_neither_the_loss_nor_any_gradient_nor_the_updated_rows
 
 
 def similar_classes(num_classes: int, k: int) -> torch.Tensor:
+    similarity.BLOCK = 10  # several blocks in each shard, the last one smaller
     classifier = ShardedClassifier(num_classes, D, SoftTargets(0.1, 0.2, k), capacity=1)
     classifier.rows_nD.copy_(random_rows(classifier.shard.start, classifier.shard.stop, D, seed=3))
     refresh_hardest(classifier)

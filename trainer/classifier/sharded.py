@@ -129,7 +129,7 @@ class ShardedClassifier:
             return class_BK
         value_PbK = exchange(value_BK, P).view(P, self.capacity, K)
         class_PbK = exchange(class_BK, P).view(P, self.capacity, K)
-        # Candidates in rank order are in class order: of equal scores the lower class id wins, whatever P is.
+        # Candidates in rank order are in class order: of equal scores the lower rank's win.
         merged_bK = merge_top_k(value_PbK.transpose(0, 1).flatten(1), class_PbK.transpose(0, 1).flatten(1), K)[1]
         return all_gather(merged_bK, P)
 

@@ -1,6 +1,6 @@
 """The hardest classes by class similarity: of each class, the K classes whose rows are nearest, cos(w_i, w_j).
 
-Found over all ranks block by block, every refresh_epochs: memory stays at one block and the table itself.
+Found over all ranks block by block, every refresh_epochs: beside the table, a unit-norm copy of the own rows and one block.
 """
 
 from __future__ import annotations

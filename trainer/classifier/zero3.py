@@ -11,6 +11,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.nn.functional as F
+from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 from torch import Tensor, nn
 
 from trainer.classifier.loss import SoftTargets, row_gradients, scan, target_classes, target_pull
@@ -38,11 +39,16 @@ class Zero3Classifier(nn.Module):
         """Nothing: the engine's optimiser updates the rows."""
 
     def write_rows(self, instance_b: Tensor, x_bD: Tensor) -> None:
-        """Set the rows of the classes `instance_b`, given by any rank, on all ranks. Every rank calls with the same b."""
+        """Set the rows of the classes `instance_b`, given by any rank, on all ranks. Every rank calls with the same b, once
+        the engine has the parameter."""
         world_size = this_shard(self.num_classes).world_size
         instance_B, x_BD = all_gather(instance_b, world_size), all_gather(x_bD.float(), world_size)
+        rows_ND = safe_get_full_fp32_param(self.rows_ND)
+        rows_ND[instance_B[instance_B >= 0]] = x_BD[instance_B >= 0]
+        safe_set_full_fp32_param(self.rows_ND, rows_ND)
+        # The forward pass reads another copy than the optimiser, which would put its own back in the first step.
         with torch.no_grad(), deepspeed.zero.GatheredParameters([self.rows_ND], modifier_rank=0):
-            self.rows_ND.data[instance_B[instance_B >= 0]] = x_BD[instance_B >= 0].to(self.rows_ND.dtype)
+            self.rows_ND.copy_(rows_ND)
 
 
 class _Loss(torch.autograd.Function):

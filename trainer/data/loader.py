@@ -187,6 +187,7 @@ def _in_order(dataset: Dataset[tuple[Tensor, list[str]]], tasks: Iterator[_Task]
         batch_size=None,  # a task is a batch
         sampler=tasks,  # type: ignore[arg-type]
         num_workers=num_workers,
+        generator=torch.Generator(),  # else it draws from the global one, which a resume puts back
         multiprocessing_context="spawn",  # a fork of a process with threads (gloo, OpenMP, CUDA) may hang
         worker_init_fn=_start_loader_process,
         collate_fn=_unchanged,
