@@ -13,23 +13,32 @@ from service.errors import FieldError, InvalidSpec
 from service.spec import RunSpec, parse_spec, read_spec
 
 MAX_BODY_BYTES = 4 << 20
+MAX_SPEC_BYTES = 256 << 10
+"""Of a specification: parsing YAML takes a second or two per MiB."""
+MAX_DEPTH = 100
+TOO_DEEP = "the body is nested too deeply for a specification"
+STARTS = (yaml.BlockMappingStartToken, yaml.BlockSequenceStartToken, yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken)
+ENDS = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 
 
 class LimitBodies:
-    """Refuses a body of more than MAX_BODY_BYTES while it arrives, so that none fills the memory."""
+    """Refuses a larger body while it arrives, so that none fills the memory."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         received = 0
+        limit, remedy = MAX_BODY_BYTES, "send it in pieces"
+        if scope["type"] == "http" and scope["path"] == "/runs":
+            limit, remedy = MAX_SPEC_BYTES, "a specification fits into less"
 
         async def bounded() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > MAX_BODY_BYTES or _announced(scope) > MAX_BODY_BYTES:
-                raise HTTPException(413, f"the body is larger than {MAX_BODY_BYTES} bytes: send it in pieces")
+            if received > limit or _announced(scope) > limit:
+                raise HTTPException(413, f"the body is larger than {limit} bytes: {remedy}")
             return message
 
         await self._app(scope, bounded if scope["type"] == "http" else receive, send)
@@ -41,13 +50,20 @@ def _announced(scope: Scope) -> int:
 
 
 def read_body(body: bytes, content_type: str) -> RunSpec:
-    """A specification as it was posted. Raises InvalidSpec."""
+    """A specification as it was posted. Raises InvalidSpec, and HTTPException 415 for another type.
+
+    A web page can make a browser post other types, and bodies without one, to a loopback address unasked; these two it cannot.
+    """
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type not in ("application/json", "application/yaml"):
+        given = f"Content-Type is {media_type!r}" if media_type else "Content-Type is missing"
+        raise HTTPException(415, f"{given}: send application/json or application/yaml")
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
         raise InvalidSpec([FieldError("", None, f"the body is not UTF-8 at byte {error.start}")]) from None
-    if "yaml" in content_type:
-        _refuse_aliases(text)
+    if media_type == "application/yaml":
+        _refuse_costly(text)
         return read_spec(text)
     try:
         document = json.loads(text)
@@ -55,19 +71,25 @@ def read_body(body: bytes, content_type: str) -> RunSpec:
         where = f"line {error.lineno}, column {error.colno}"
         message = f"the body is not JSON at {where}: {error.msg}; YAML goes with Content-Type: application/yaml"
         raise InvalidSpec([FieldError("", None, message)]) from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise InvalidSpec([FieldError("", None, f"the body holds a number that cannot be read: {error}")]) from None
     except RecursionError:
-        raise InvalidSpec([FieldError("", None, "the body is nested too deeply for a specification")]) from None
+        raise InvalidSpec([FieldError("", None, TOO_DEEP)]) from None
     if not isinstance(document, dict):
         kind = type(document).__name__
         raise InvalidSpec([FieldError("", None, f"a specification is a mapping of sections, this is a {kind}")])
     return parse_spec(document)
 
 
-def _refuse_aliases(text: str) -> None:
-    """A few lines of aliases can stand for a document that fills the memory."""
+def _refuse_costly(text: str) -> None:
+    """A few lines of aliases can stand for a document that fills the memory, and deep nesting takes PyYAML minutes."""
+    depth = 0
     try:
-        aliased = any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader))
-    except yaml.YAMLError:
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if isinstance(token, yaml.AliasToken):
+                raise InvalidSpec([FieldError("", None, "YAML aliases (*name) are not taken here: write the value out")])
+            depth += isinstance(token, STARTS) - isinstance(token, ENDS)
+            if depth > MAX_DEPTH:
+                raise InvalidSpec([FieldError("", None, TOO_DEEP)])
+    except (yaml.YAMLError, ValueError):
         return  # read_spec says where it is wrong
-    if aliased:
-        raise InvalidSpec([FieldError("", None, "YAML aliases (*name) are not taken here: write the value out")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -53,6 +55,7 @@ INVALID_REQUEST = Kind(422, "invalid_request", "The request is wrong")
 NOT_FOUND = Kind(404, "not_found", "Nothing is here")
 METHOD_NOT_ALLOWED = Kind(405, "method_not_allowed", "The route does not take this method")
 BODY_TOO_LARGE = Kind(413, "body_too_large", "The body is too large")
+UNSUPPORTED_MEDIA_TYPE = Kind(415, "unsupported_media_type", "The body is of another type")
 INTERNAL_ERROR = Kind(500, "internal_error", "The API failed")
 
 
@@ -101,11 +104,16 @@ def problem_response(
         errors=fields,
         **members,
     )
-    return Response(problem.model_dump_json(), status_code=kind.status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
+    # What is wrong may be half a surrogate pair, which UTF-8 cannot hold: the value then shows "?", the message its escape.
+    text = json.dumps(problem.model_dump(), ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+    return Response(text, status_code=kind.status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
 
 
 def _shown(value: Any) -> Any:
-    return value if value is None or isinstance(value, bool | int | float) else value[:200] if isinstance(value, str) else describe(value)
+    if isinstance(value, str):
+        return value[:200]
+    is_number = (isinstance(value, int) and abs(value) < 2**63) or (isinstance(value, float) and math.isfinite(value))
+    return value if value is None or is_number else describe(value)
 
 
 async def _millionway_error(request: Request, error: Exception) -> Response:
@@ -152,6 +160,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
         kind, detail = METHOD_NOT_ALLOWED, f"{path} does not take {request.method}: use {allowed}"
     elif status == 413:
         kind = BODY_TOO_LARGE
+    elif status == 415:
+        kind = UNSUPPORTED_MEDIA_TYPE
     else:
         kind = Kind(status, "http_error", "The request is refused")
     return problem_response(kind, detail, headers=error.headers)
@@ -169,9 +179,9 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _internal_error)
 
 
-def documents(*errors: type[MillionwayError]) -> dict[int | str, dict[str, Any]]:
+def documents(*errors: type[MillionwayError] | Kind) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI entries of the problems that a route can answer with, beside a wrong request and an absent store."""
-    kinds = [KINDS[error] for error in (*errors, StoreUnavailable)] + [INVALID_REQUEST]
+    kinds = [error if isinstance(error, Kind) else KINDS[error] for error in (*errors, StoreUnavailable)] + [INVALID_REQUEST]
     titles: dict[int, list[str]] = {}
     for kind in sorted(kinds):
         titles.setdefault(kind.status, []).append(f"{kind.title} (`{kind.code}`)")

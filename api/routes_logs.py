@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 
 from api.problems import documents
+from api.queries import refuse_unknown_query
 from api.state import LogsDep, StoreDep
 from service.errors import RunNotFound
 from service.protocol import LOG_NAME, LogFile
 
-router = APIRouter(tags=["logs"])
+router = APIRouter(tags=["logs"], dependencies=[Depends(refuse_unknown_query)])
 
 MAX_ANSWER_BYTES = 1 << 20
 TEXT: dict[int | str, dict[str, Any]] = {

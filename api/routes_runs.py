@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from api.bodies import read_body
-from api.problems import documents
+from api.problems import BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, documents
+from api.queries import refuse_unknown_query
 from api.state import SettingsDep, StoreDep
 from service.admission import admit
 from service.errors import IdempotencyConflict, InvalidSpec, RunNotFound, TransitionRefused
@@ -19,13 +20,18 @@ from service.runs import Checkpoint, Run, Transition
 from service.spec import RunSpec
 
 log = structlog.get_logger()
-router = APIRouter(tags=["runs"])
+router = APIRouter(tags=["runs"], dependencies=[Depends(refuse_unknown_query)])
 
 SPEC_SCHEMA = {"schema": {"$ref": "#/components/schemas/RunSpec"}}
 SPEC_BODY = {"requestBody": {"required": True, "content": {"application/json": SPEC_SCHEMA, "application/yaml": SPEC_SCHEMA}}}
+LOCATION = {"Location": {"description": "The run's path", "schema": {"type": "string"}}}
+SUBMITTED: dict[int | str, dict[str, Any]] = {
+    201: {"headers": LOCATION},
+    **documents(InvalidSpec, IdempotencyConflict, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE),
+}
 
 
-@router.post("/runs", status_code=201, responses=documents(InvalidSpec, IdempotencyConflict), openapi_extra=SPEC_BODY)
+@router.post("/runs", status_code=201, responses=SUBMITTED, openapi_extra=SPEC_BODY)
 async def submit(
     request: Request,
     response: Response,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 import time
 from collections.abc import Iterator
 from functools import cache
@@ -96,26 +97,52 @@ def _labelled_folders(spec: RunSpec) -> Iterator[FieldError]:
             continue
         if fault := _unreadable(path):
             yield FieldError(field, path, f"{field} is {path!r}: {fault}")
-        elif not any(entry.is_dir() for entry in os.scandir(path)):
+        elif not any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(path)):
             yield FieldError(field, path, f"{field} is {path!r}: it has no sub-folders: it needs one with images per class")
 
 
 def _unreadable(path: str) -> str | None:
-    folder = Path(path)
-    if not folder.exists():
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - Path.exists hides some errors and raises others
+    except (FileNotFoundError, NotADirectoryError):
         return "no such folder: correct the path, or make the folder"
-    if not folder.is_dir():
+    except PermissionError:
+        return "this process may not look into a folder above it: correct its permissions"
+    except (OSError, ValueError) as error:
+        return f"no path that a folder can have ({getattr(error, 'strerror', None) or error}): correct it"
+    if not is_folder:
         return "a file, not a folder: name the folder with the images"
-    if not os.access(folder, os.R_OK | os.X_OK):
+    if not os.access(path, os.R_OK | os.X_OK):
         return "not readable by this process: correct its permissions"
     return None
 
 
 def count_images(folder: Path, enough: int) -> tuple[int, bool]:
-    """Images in `folder` and below, and whether that is all: the count ends at `enough`, and after SCAN_SECONDS."""
+    """Images in `folder` and below, and whether that is all: the count ends at `enough`, after SCAN_SECONDS, and where a folder
+    cannot be listed.
+
+    Counts what the trainer takes: hidden names are skipped, a folder reached twice through links counts once.
+    """
     found, deadline = 0, time.monotonic() + SCAN_SECONDS
-    for _, _, names in os.walk(folder):
-        found += sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
-        if found >= enough or time.monotonic() > deadline:
+    visited: set[tuple[int, int]] = set()
+    pending = [os.fspath(folder)]
+    while pending:
+        current = pending.pop()
+        try:
+            status = os.stat(current)  # noqa: PTH116 - millions of these
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(current) as entries:
+                for entry in entries:
+                    if found >= enough or time.monotonic() > deadline:
+                        return found, False
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        pending.append(entry.path)
+                    elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+                        found += entry.is_file()
+        except OSError:
             return found, False
-    return found, True
+    return found, found < enough

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 
 class _Event(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    seq: int = Field(ge=1)
+    seq: int = Field(ge=1, lt=10**15)
     """Number of the event within the attempt, from 1."""
     time: float
     """Unix time in seconds."""

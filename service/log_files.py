@@ -35,7 +35,7 @@ class LogFiles:
         """At most `limit` bytes from `offset`, and the offset after them; nothing where the log ends, or does not exist yet."""
         try:
             with self._path(run_id, attempt, name).open("rb") as file:
-                file.seek(offset)
+                file.seek(min(offset, file.seek(0, 2)))  # file systems refuse an offset beyond their largest file
                 piece = file.read(limit)
         except FileNotFoundError:
             piece = b""

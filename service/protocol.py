@@ -22,7 +22,8 @@ For workers; every write carries the attempt, and a report from a lost attempt g
     POST /runs/{id}/attempts/{n}/exit                ExitReport -> Run
 
 Errors are RFC 9457 problem documents: type, title, status, detail, code, and errors[] of {field, pointer, value, message}.
-Beside them `attempt_lost` has current_attempt and run_status, `log_gap` size, `event_gap` last_seq. One body: at most 4 MiB.
+Beside them `attempt_lost` has current_attempt and run_status, `log_gap` size, `event_gap` last_seq. One body: at most 4 MiB, a
+specification 256 KiB, as application/json or application/yaml. An unknown query parameter is refused where people ask.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.events import Evaluated, Progress
 from service.runs import Run
-from service.spec import RunSpec
+from service.spec import StoredSpec
 
 LOG_NAME = r"^(launcher|rank-[0-9]{1,4})\.log$"
 
@@ -79,7 +80,7 @@ class ClaimRequest(Message):
 class Claim(Message):
     run_id: str
     attempt: int
-    spec: RunSpec
+    spec: StoredSpec
     lease_seconds: float
     """Heartbeat at least three times as often."""
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.events import Progress
 from service.lifecycle import Status
-from service.spec import RunSpec
+from service.spec import StoredSpec
 
 
 class Record(BaseModel):
@@ -71,7 +71,7 @@ class Run(Record):
     started_at: float | None = None
     """When the first attempt was claimed."""
     finished_at: float | None = None
-    spec: RunSpec
+    spec: StoredSpec
 
 
 class Worker(Record):

@@ -8,6 +8,7 @@ docstrings become the descriptions of the JSON schema in the OpenAPI document.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -63,6 +64,15 @@ class Backbone(Section):
     """Further keyword arguments of timm's constructor, e.g. {"layers": [1, 1, 1, 0], "channels": [32, 64, 128, 128]}."""
     batch_norm: Literal["per_rank", "synchronised"] = "per_rank"
     """Whether BatchNorm statistics are of each rank's part of the batch, or of the global batch. Our choice: per rank."""
+
+    @field_validator("args")
+    @classmethod
+    def _can_be_stored(cls, args: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        try:
+            json.dumps(args, ensure_ascii=False, allow_nan=False).encode()
+        except ValueError as error:  # half a surrogate pair, NaN, a number of thousands of digits
+            raise ValueError(f"args cannot be written as JSON ({error}): correct the value") from None
+        return args
 
 
 class Projector(Section):
@@ -240,5 +250,8 @@ class Evaluation(Section):
 
 def describe(value: Any) -> str:
     """A value as an error message shows it: short, one line."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of more digits, or a depth, than Python writes out
+        return f"a {type(value).__name__} too large to show"
     return text if len(text) <= 80 else text[:77] + "..."

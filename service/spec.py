@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from service.errors import FieldError, InvalidSpec
 from service.presets import PRESETS
@@ -42,12 +42,14 @@ class RunSpec(Section):
     preset: Literal["imagenet-1m", "cifar10", "demo"] | None = None
     """Where the values that the document does not state come from, before the defaults."""
     data: Data
+    """The images: name at least the absolute path of their folder, e.g. data: {path: /data/images}."""
     backbone: Backbone = Backbone()
     projector: Projector = Projector()
     classifier: Classifier = Classifier()
     augmentation: Augmentation = Augmentation()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule
+    """How long to train: give epochs or steps, e.g. schedule: {epochs: 100}, or a preset that states them."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of the encoder's forward and backward pass. V100: fp16; Ampere and later: bf16; CPU: fp32."""
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -86,10 +88,12 @@ class RunSpec(Section):
         limit = self.data.limit
         if limit is not None:
             check_fits_dataset(self, limit)
-        if self.precision != "fp32" and self.zero_stage == 0:
+        if self.precision == "fp16" and self.zero_stage == 0:
+            raise ValueError("zero_stage is 0 with precision fp16: DeepSpeed does not scale the loss at stage 0: set zero_stage to 1")
+        if self.precision == "fp16" and self.classifier.parallelism == "zero3":
             raise ValueError(
-                f"zero_stage is 0 with precision {self.precision}: DeepSpeed does not scale the fp16 loss, nor keep "
-                "fp32 weights, at stage 0: set zero_stage to 1"
+                "classifier.parallelism is zero3 with precision fp16: the rows would be fp16 too: set parallelism to class, or "
+                "precision to bf16"
             )
         if self.precision == "fp16" and self.resources.device == "cpu":
             raise ValueError("precision is fp16 on resources.device cpu: CPUs have no fast fp16: use fp32 or bf16")
@@ -153,6 +157,11 @@ def read_spec(text: str) -> RunSpec:
         line = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
         problem = getattr(error, "problem", None) or "it cannot be parsed"
         raise InvalidSpec([FieldError("", None, f"not YAML or JSON{line}: {problem}")]) from None
+    except RecursionError:
+        raise InvalidSpec([FieldError("", None, "the document is nested too deeply for a specification")]) from None
+    except (ValueError, LookupError, AttributeError) as error:  # what PyYAML's constructors raise besides its own errors
+        message = f"a value cannot be read as the number, date or tag that it looks like ({error}): put it in quotes to keep it as text"
+        raise InvalidSpec([FieldError("", None, message)]) from None
     if not isinstance(document, dict):
         kind = type(document).__name__
         raise InvalidSpec([FieldError("", None, f"a specification is a mapping of sections, this is a {kind}")])
@@ -162,3 +171,11 @@ def read_spec(text: str) -> RunSpec:
 def stored_spec(text: str | bytes) -> RunSpec:
     """A specification that we wrote: what a later version added to it is ignored."""
     return RunSpec.model_validate(json.loads(text), extra="ignore")
+
+
+def _as_stored(spec: object) -> object:
+    return spec if isinstance(spec, RunSpec) else RunSpec.model_validate(spec, extra="ignore")
+
+
+StoredSpec = Annotated[RunSpec, BeforeValidator(_as_stored)]
+"""A specification within a message or a record of ours: read as `stored_spec` reads it."""

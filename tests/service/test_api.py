@@ -10,7 +10,7 @@ import httpx
 import pytest
 import yaml
 
-from api.bodies import MAX_BODY_BYTES
+from api.bodies import MAX_BODY_BYTES, MAX_SPEC_BYTES
 from service.client import ApiClient
 from service.errors import ApiProblem, AttemptLost, LogGap
 from service.protocol import EventBatch
@@ -57,11 +57,21 @@ def test_submission_answers_with_the_place_of_the_run(http: httpx.Client) -> Non
 
 
 def test_a_specification_is_taken_as_yaml_too(http: httpx.Client) -> None:
-    """With its content type; curl's default content type counts as JSON."""
+    """By its content type, with or without parameters."""
     as_yaml = http.post("/runs", content=yaml.safe_dump(document()), headers={"Content-Type": "application/yaml"})
-    as_curl = http.post("/runs", content=json.dumps(document()), headers={"Content-Type": "application/x-www-form-urlencoded"})
-    assert (as_yaml.status_code, as_curl.status_code) == (201, 201)
-    assert as_yaml.json()["spec"] == as_curl.json()["spec"]
+    as_json = http.post("/runs", content=json.dumps(document()), headers={"Content-Type": "Application/JSON; charset=utf-8"})
+    assert (as_yaml.status_code, as_json.status_code) == (201, 201)
+    assert as_yaml.json()["spec"] == as_json.json()["spec"]
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
+def test_a_body_that_any_web_page_can_send_is_refused(http: httpx.Client, content_type: str | None) -> None:
+    """A browser posts these types to a loopback address without asking it first."""
+    headers = {"Content-Type": content_type} if content_type else {}
+    answer = http.post("/runs", content=json.dumps(document()), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+    assert "send application/json or application/yaml" in answer.json()["detail"]
+    assert http.get("/runs").json()["runs"] == []
 
 
 def test_an_idempotency_key_makes_a_repeated_submission_the_same_run(http: httpx.Client) -> None:
@@ -121,6 +131,7 @@ def test_logs_skip_what_is_stored_and_refuse_a_gap(client: ApiClient) -> None:
     assert client.log(run.id, offset=4, limit=6) == (b"456789", 10)
     assert client.log(run.id, offset=10) == (b"abc", 13)
     assert client.log(run.id, offset=13) == (b"", 13)
+    assert client.log(run.id, offset=1 << 62) == (b"", 1 << 62)
 
 
 @pytest.mark.parametrize("name", ["..%2F..%2Fetc", "rank-0.log%2F..", "rank-0.txt", "rank-00000.log"])
@@ -140,6 +151,7 @@ def test_the_logs_of_a_run_that_has_none_yet_are_empty(client: ApiClient) -> Non
 
 
 JSON, YAML = {"Content-Type": "application/json"}, {"Content-Type": "application/yaml"}
+EVENT_NAN = b'{"events": [{"kind": "phase", "phase": "indexing", "seq": 1, "time": NaN}]}'
 
 WRONG_REQUESTS: list[tuple[str, str, dict[str, Any], int, str, str]] = [
     ("GET", "/runs/nothing", {}, 404, "run_not_found", "no run 'nothing'"),
@@ -152,9 +164,42 @@ WRONG_REQUESTS: list[tuple[str, str, dict[str, Any], int, str, str]] = [
     ("POST", "/workers/w1/claim", {"json": {"slots": 2}}, 422, "invalid_request", "host: Field required"),
     ("POST", "/workers/w1/claim", {"content": b"{", "headers": JSON}, 422, "invalid_request", "the body is not JSON at byte 1"),
     ("POST", "/runs/x/attempts/1/events", {"json": {"events": [{"kind": "phase"}]}}, 422, "invalid_request", "seq"),
-    ("POST", "/runs", {"content": b"\xff"}, 422, "invalid_spec", "not UTF-8 at byte 0"),
-    ("POST", "/runs", {"content": b"[" * 100_000}, 422, "invalid_spec", "nested too deeply"),
-    ("POST", "/runs", {"content": b" " * (MAX_BODY_BYTES + 1)}, 413, "body_too_large", "larger than 4194304 bytes"),
+    (
+        "GET",
+        "/runs?state=failed",
+        {},
+        422,
+        "invalid_request",
+        "state: 'failed': unknown query parameter: known here: cursor, limit, status",
+    ),
+    ("GET", "/runs/x?status=failed", {}, 422, "invalid_request", "this route takes none"),
+    ("GET", "/runs/x/logs?atempt=1", {}, 422, "invalid_request", "known here: attempt, limit, name, offset"),
+    ("POST", "/workers/w1/claim", {"content": b'{"host": "\\ud800"}', "headers": JSON}, 422, "invalid_request", "host: '\\ud800'"),
+    ("POST", "/runs/x/attempts/1/events", {"content": EVENT_NAN, "headers": JSON}, 422, "invalid_request", "time"),
+    ("POST", "/runs", {"content": b"\xff", "headers": JSON}, 422, "invalid_spec", "not UTF-8 at byte 0"),
+    ("POST", "/runs", {"content": b"[" * 100_000, "headers": JSON}, 422, "invalid_spec", "nested too deeply"),
+    ("POST", "/runs", {"content": b"[" * 100_000, "headers": YAML}, 422, "invalid_spec", "nested too deeply"),
+    ("POST", "/runs", {"content": b"- " * 100_000, "headers": YAML}, 422, "invalid_spec", "nested too deeply"),
+    ("POST", "/runs", {"content": b"a: " * 1000, "headers": YAML}, 422, "invalid_spec", "at line 1"),
+    ("POST", "/runs", {"content": b" " * (MAX_SPEC_BYTES + 1), "headers": JSON}, 413, "body_too_large", "larger than 262144 bytes"),
+    ("PUT", "/runs/x/attempts/1/logs/rank-0.log?offset=0", {"content": b" " * (MAX_BODY_BYTES + 1)}, 404, "run_not_found", "no run"),
+    ("POST", "/runs", {"content": b"name: 2026-02-30", "headers": YAML}, 422, "invalid_spec", "put it in quotes"),
+    ("POST", "/runs", {"content": b"seed: " + b"1" * 5000, "headers": YAML}, 422, "invalid_spec", "put it in quotes"),
+    ("POST", "/runs", {"content": b"seed: 0x" + b"f" * 5000, "headers": YAML}, 422, "invalid_spec", "seed: a int too large to show"),
+    ("POST", "/runs", {"content": b"seed: !!timestamp x", "headers": YAML}, 422, "invalid_spec", "put it in quotes"),
+    ("POST", "/runs", {"content": b"seed: !!bool x", "headers": YAML}, 422, "invalid_spec", "put it in quotes"),
+    ("POST", "/runs", {"content": b'{"seed": ' + b"1" * 5000 + b"}", "headers": JSON}, 422, "invalid_spec", "a number that cannot be read"),
+    ("POST", "/runs", {"content": b'{"seed": ' + b"1" * 4000 + b"}", "headers": JSON}, 422, "invalid_spec", "seed: 111"),
+    ("POST", "/runs", {"content": b'{"seed": NaN}', "headers": JSON}, 422, "invalid_spec", "seed: nan"),
+    ("POST", "/runs", {"content": b'{"name": "\\ud800"}', "headers": JSON}, 422, "invalid_spec", "name: '\\ud800'"),
+    ("POST", "/runs", {"content": b'name: "\\ud800"', "headers": YAML}, 422, "invalid_spec", "name: '\\ud800'"),
+    ("POST", "/runs", {"content": b'{"\\ud800": 1}', "headers": JSON}, 422, "invalid_spec", "'\\ud800': input should be a valid string"),
+    ("POST", "/runs", {"content": b'{"backbone": {"args": {"a": "\\ud800"}}}', "headers": JSON}, 422, "invalid_spec", "backbone.args"),
+    ("POST", "/runs", {"content": b'{"backbone": {"args": {"a": [NaN]}}}', "headers": JSON}, 422, "invalid_spec", "backbone.args"),
+    ("POST", "/runs", {"content": b"backbone: {args: {a: 0x" + b"f" * 5000 + b"}}", "headers": YAML}, 422, "invalid_spec", "backbone.args"),
+    ("POST", "/runs", {"content": b'{"data": ' + b'{"a":' * 900 + b"1" + b"}" * 901, "headers": JSON}, 422, "invalid_spec", "data.a"),
+    ("POST", "/runs", {"content": b"[a]: 1", "headers": YAML}, 422, "invalid_spec", "at line 1"),
+    ("POST", "/runs", {"content": b"1: 1", "headers": YAML}, 422, "invalid_spec", "1"),
     ("POST", "/runs", {"content": b"a: &x 1\nb: *x", "headers": YAML}, 422, "invalid_spec", "aliases"),
     ("POST", "/runs", {"content": b"a: [1", "headers": YAML}, 422, "invalid_spec", "at line 1"),
 ]
@@ -193,6 +238,8 @@ def test_the_openapi_document_holds_the_specification_and_the_problems(http: htt
     found = http.get("/openapi.json").json()
     submit = found["paths"]["/runs"]["post"]
     assert submit["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/RunSpec"}
+    assert {"201", "413", "415", "422"} <= submit["responses"].keys()
+    assert "Location" in submit["responses"]["201"]["headers"]
     schemas = found["components"]["schemas"]
     assert set(schemas["RunSpec"]["required"]) == {"data", "schedule"}
     temperature = schemas["Classifier"]["properties"]["temperature"]

@@ -115,6 +115,14 @@ async def test_an_event_that_is_not_understood_becomes_a_warning(store: Store, r
     assert "loss" in found.warnings[1]
 
 
+async def test_a_report_of_nan_becomes_a_warning(store: Store, run: Run) -> None:
+    """JSON has no such number, and the record is read by programs that know that."""
+    await send(store, run, started(), progress(2, 10) | {"loss": float("nan")})
+    found = await store.get(run.id)
+    assert found.progress is None
+    assert "finite" in found.warnings[0]
+
+
 async def test_a_run_that_is_being_cancelled_stays_so_when_it_starts(store: Store, run: Run) -> None:
     """The late report is recorded but moves nothing."""
     await store.cancel(run.id)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from service.admission import count_images
 from service.settings import Settings, from_environment
 
 
@@ -27,14 +26,3 @@ def test_a_wrong_setting_is_named_with_its_value_and_the_remedy(name: str, value
     """At the start, not at the first request."""
     with pytest.raises(ValueError, match=f"{value}.*: give"):
         from_environment({f"MILLIONWAY_{name}": value})
-
-
-def test_images_are_counted_below_the_folder_until_there_are_enough(tmp_path: Path) -> None:
-    """Recursively, by suffix in any case; a folder of millions is not walked to its end."""
-    for number in range(10):
-        folder = tmp_path / f"{number}" / "deep"
-        folder.mkdir(parents=True)
-        (folder / "a.JPG").touch()
-        (folder / "notes.txt").touch()
-    assert count_images(tmp_path, 100) == (10, True)
-    assert count_images(tmp_path, 3) == (3, False)

@@ -12,6 +12,8 @@ from service.settings import Settings
 from tests.conftest import running_api
 from tests.service.wrong_specs import CASES, PAGE, RIGHT, Wrong, body, make_folders, render
 
+JSON = {"Content-Type": "application/json"}
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -31,13 +33,13 @@ def sighted(redis_session: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def test_the_specification_that_the_cases_spoil_is_accepted(sighted: httpx.Client, folders: Path) -> None:
     """Otherwise the cases below would prove nothing."""
     right = Wrong("nothing", RIGHT, "", "")
-    assert sighted.post("/runs", content=body(right, folders)).status_code == 201
+    assert sighted.post("/runs", content=body(right, folders), headers=JSON).status_code == 201
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
 def test_a_wrong_specification_is_told_its_field_and_the_remedy(sighted: httpx.Client, folders: Path, case: Wrong) -> None:
     """422, exactly one mistake, named by its field."""
-    answer = sighted.post("/runs", content=body(case, folders))
+    answer = sighted.post("/runs", content=body(case, folders), headers=JSON)
     assert answer.status_code == 422
     [error] = answer.json()["errors"]
     assert error["field"] == case.field
@@ -47,7 +49,7 @@ def test_a_wrong_specification_is_told_its_field_and_the_remedy(sighted: httpx.C
 
 def test_without_shared_files_the_disk_is_the_workers_business(http: httpx.Client) -> None:
     """A path that this machine does not have is accepted."""
-    assert http.post("/runs", content=body(Wrong("", RIGHT, "", ""), Path("/nowhere"))).status_code == 201
+    assert http.post("/runs", content=body(Wrong("", RIGHT, "", ""), Path("/nowhere")), headers=JSON).status_code == 201
 
 
 def test_the_page_of_errors_says_what_the_code_says() -> None:

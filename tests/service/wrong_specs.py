@@ -41,8 +41,8 @@ class Wrong:
 CASES = [
     Wrong("a key that does not exist", {"optimizer": {"learning_rat": 0.1}}, "optimizer.learning_rat", "did you mean 'learning_rate'?"),
     Wrong("a section that does not exist", {"optimiser": {"momentum": 0.9}}, "optimiser", "did you mean 'optimizer'?"),
-    Wrong("no data", {"data": None}, "data", "is required"),
-    Wrong("no schedule", {"schedule": None}, "schedule", "is required"),
+    Wrong("no data", {"data": None}, "data", "is required. The images: name"),
+    Wrong("no schedule", {"schedule": None}, "schedule", "is required. How long"),
     Wrong("a word for a number", {"schedule": {"epochs": "ten"}}, "schedule.epochs", "'ten': input should be a valid integer"),
     Wrong(
         "a temperature outside its bounds", {"classifier": {"temperature": 0}}, "classifier.temperature", "greater than or equal to 0.03"
@@ -56,6 +56,12 @@ CASES = [
         "a warm-up longer than the run", {"schedule": {"warmup_epochs": 20}}, "schedule.warmup_epochs", "longer than the run's 10 epochs"
     ),
     Wrong("a batch that the ranks cannot share", {"resources": {"ranks_per_node": 3}}, "optimizer.global_batch_size", "use 6 or 9"),
+    Wrong(
+        "too few images on each rank",
+        {"resources": {"ranks_per_node": 4}},
+        "optimizer.global_batch_size",
+        "use at least 16, or fewer ranks",
+    ),
     Wrong(
         "as many hardest classes as images used",
         {"data": {"limit": 8}, "classifier": {"hardest_k": 8}},
@@ -76,6 +82,12 @@ CASES = [
         "use fp32 or bf16",
     ),
     Wrong("partitioned rows without ZeRO-3", {"classifier": {"parallelism": "zero3"}}, "classifier.parallelism", "set zero_stage to 3"),
+    Wrong(
+        "partitioned rows in half precision",
+        {"precision": "fp16", "zero_stage": 3, "classifier": {"parallelism": "zero3"}},
+        "classifier.parallelism",
+        "set parallelism to class, or precision to bf16",
+    ),
     Wrong("queries without a bank", {"evaluation": {"queries": f"{ROOT}/images"}}, "evaluation.queries", "name the labelled folder"),
     Wrong("several nodes", {"resources": {"nodes": 2}}, "resources.nodes", "set it to 1"),
     Wrong("a relative path", {"data": {"path": "images"}}, "data.path", "give the absolute path"),
