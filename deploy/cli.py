@@ -56,7 +56,7 @@ State = Annotated[Path, typer.Option("--state-dir", help="Where the stack keeps 
 def up(
     port: Annotated[int | None, typer.Option(help="Port of the API; default 8765, or a free one.")] = None,
     state_dir: State = DEFAULT,
-    slots: Annotated[int | None, typer.Option(min=1, help="Ranks that may run at once; default: one per GPU, else per core.")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, max=1024, help="Ranks that may run; default: one per GPU, else per core.")] = None,
 ) -> None:
     """Start Redis, the API and a worker here, and stay until Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C

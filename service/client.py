@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from service.errors import ApiProblem, ApiUnavailable, AttemptLost, LogGap
+from service.errors import ApiProblem, ApiUnavailable, AttemptLost, LogGap, MillionwayError
 from service.protocol import Claim, ClaimRequest, EventAck, EventBatch, ExitReport, HeartbeatReply, LogAck, LogFile, MetricPage, RunPage
 from service.runs import Checkpoint, Run, Transition, Worker
 from service.spec import RunSpec
 
+T = TypeVar("T")
+
 _checkpoints = TypeAdapter(list[Checkpoint])
+_offset = TypeAdapter(int)
 _log_files = TypeAdapter(list[LogFile])
 _transitions = TypeAdapter(list[Transition])
 _workers = TypeAdapter(list[Worker])
@@ -27,7 +31,13 @@ class ApiClient:
     """Every call raises ApiUnavailable when there is no answer, ApiProblem when the answer is a refusal."""
 
     def __init__(self, url: str, *, timeout_seconds: float = 10.0, retries: int = 4, transport: httpx.BaseTransport | None = None) -> None:
-        """`retries`: further tries, with doubling delays, of calls that may safely be repeated."""
+        """`retries`: further tries, with doubling delays, of calls that may safely be repeated. Raises MillionwayError for a wrong URL."""
+        try:
+            parts = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise MillionwayError(f"{url!r} is no URL of an API ({error}): give one such as http://127.0.0.1:8765") from None
+        if parts.scheme not in ("http", "https") or not parts.host:
+            raise MillionwayError(f"{url!r} is no URL of an API: give one such as http://127.0.0.1:8765")
         self.url = url.rstrip("/")
         self._retries = retries
         self._http = httpx.Client(
@@ -48,38 +58,39 @@ class ApiClient:
     def submit(self, spec: RunSpec, *, key: str | None = None) -> Run:
         """`key` makes a repeated submission the same run; by default a new one, which makes our own retries safe."""
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-        return Run.model_validate_json(self._send("POST", "/runs", json=spec.model_dump(mode="json"), headers=headers).content)
+        return _read(Run.model_validate_json, self._send("POST", "/runs", json=spec.model_dump(mode="json"), headers=headers))
 
     def runs(self, *, status: str | None = None, cursor: str | None = None, limit: int = 50) -> RunPage:
-        return RunPage.model_validate_json(self._get("/runs", status=status, cursor=cursor, limit=limit).content)
+        return _read(RunPage.model_validate_json, self._get("/runs", status=status, cursor=cursor, limit=limit))
 
     def run(self, run_id: str) -> Run:
-        return Run.model_validate_json(self._get(f"/runs/{run_id}").content)
+        return _read(Run.model_validate_json, self._get(f"/runs/{run_id}"))
 
     def cancel(self, run_id: str) -> Run:
-        return Run.model_validate_json(self._send("POST", f"/runs/{run_id}/cancel").content)
+        return _read(Run.model_validate_json, self._send("POST", f"/runs/{run_id}/cancel"))
 
     def history(self, run_id: str) -> list[Transition]:
-        return _transitions.validate_json(self._get(f"/runs/{run_id}/history").content)
+        return _read(_transitions.validate_json, self._get(f"/runs/{run_id}/history"))
 
     def metrics(self, run_id: str, *, after: str | None = None, limit: int = 1000) -> MetricPage:
-        return MetricPage.model_validate_json(self._get(f"/runs/{run_id}/metrics", after=after, limit=limit).content)
+        return _read(MetricPage.model_validate_json, self._get(f"/runs/{run_id}/metrics", after=after, limit=limit))
 
     def checkpoints(self, run_id: str) -> list[Checkpoint]:
-        return _checkpoints.validate_json(self._get(f"/runs/{run_id}/checkpoints").content)
+        return _read(_checkpoints.validate_json, self._get(f"/runs/{run_id}/checkpoints"))
 
     def log_index(self, run_id: str) -> list[LogFile]:
-        return _log_files.validate_json(self._get(f"/runs/{run_id}/logs/index").content)
+        return _read(_log_files.validate_json, self._get(f"/runs/{run_id}/logs/index"))
 
     def log(
         self, run_id: str, *, attempt: int | None = None, name: str | None = None, offset: int = 0, limit: int = 1 << 20
     ) -> tuple[bytes, int]:
         """A piece of log from byte `offset`, and where the next one starts."""
         answer = self._get(f"/runs/{run_id}/logs", attempt=attempt, name=name, offset=offset, limit=limit)
-        return answer.content, int(answer.headers["Millionway-Next-Offset"])
+        next_offset = _read(lambda _: _offset.validate_python(answer.headers.get("Millionway-Next-Offset")), answer)
+        return answer.content, next_offset
 
     def workers(self) -> list[Worker]:
-        return _workers.validate_json(self._get("/workers").content)
+        return _read(_workers.validate_json, self._get("/workers"))
 
     def ready(self) -> None:
         """Returns when the API and its Redis answer."""
@@ -90,14 +101,14 @@ class ApiClient:
     def claim(self, worker: str, request: ClaimRequest) -> Claim | None:
         """A run to execute, or None when there is none."""
         answer = self._send("POST", f"/workers/{worker}/claim", content=request.model_dump_json(), retries=0)
-        return None if answer.status_code == httpx.codes.NO_CONTENT else Claim.model_validate_json(answer.content)
+        return None if answer.status_code == httpx.codes.NO_CONTENT else _read(Claim.model_validate_json, answer)
 
     def heartbeat(self, run_id: str, attempt: int) -> HeartbeatReply:
         """Raises AttemptLost, as do the other reports of an attempt."""
-        return HeartbeatReply.model_validate_json(self._report(run_id, attempt, "POST", "heartbeat").content)
+        return _read(HeartbeatReply.model_validate_json, self._report(run_id, attempt, "POST", "heartbeat"))
 
     def events(self, run_id: str, attempt: int, batch: EventBatch) -> EventAck:
-        return EventAck.model_validate_json(self._report(run_id, attempt, "POST", "events", content=batch.model_dump_json()).content)
+        return _read(EventAck.model_validate_json, self._report(run_id, attempt, "POST", "events", content=batch.model_dump_json()))
 
     def put_log(self, run_id: str, attempt: int, name: str, offset: int, piece: bytes) -> LogAck:
         """Raises LogGap when `offset` is beyond what is stored."""
@@ -107,10 +118,10 @@ class ApiClient:
             if problem.document.get("code") == "log_gap":
                 raise LogGap(name, int(problem.document["size"]), offset) from None
             raise
-        return LogAck.model_validate_json(answer.content)
+        return _read(LogAck.model_validate_json, answer)
 
     def exit(self, run_id: str, attempt: int, report: ExitReport) -> Run:
-        return Run.model_validate_json(self._report(run_id, attempt, "POST", "exit", content=report.model_dump_json()).content)
+        return _read(Run.model_validate_json, self._report(run_id, attempt, "POST", "exit", content=report.model_dump_json()))
 
     def _report(self, run_id: str, attempt: int, method: str, what: str, **request: Any) -> httpx.Response:
         try:
@@ -138,6 +149,14 @@ class ApiClient:
             if delay is not None:
                 time.sleep(delay)
         raise away
+
+
+def _read(read: Callable[[bytes], T], answer: httpx.Response) -> T:
+    try:
+        return read(answer.content)
+    except ValidationError:
+        url = answer.url.copy_with(path="/", query=None)
+        raise ApiUnavailable(f"what answers at {url} is no millionway API of this version: {answer.text[:100]!r}") from None
 
 
 def _checked(answer: httpx.Response) -> httpx.Response:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import platform
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from service.client import ApiClient
+from service.errors import MillionwayError
 from service.launch import job_command
 from service.logs import configure_logs
 from service.worker.loop import Command, Settings, Worker
 from service.worker.machine import default_slots
+
+MAX_SLOTS = 1024
+"""Of service.protocol.ClaimRequest."""
 
 
 def main(arguments: Sequence[str] | None = None, *, command: Command = job_command) -> None:
@@ -25,6 +30,8 @@ def main(arguments: Sequence[str] | None = None, *, command: Command = job_comma
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--grace-seconds", type=float, default=Settings.grace_seconds, help="between SIGTERM and SIGKILL of a job")
     given = parser.parse_args(arguments)
+    if given.slots is not None and not 1 <= given.slots <= MAX_SLOTS:
+        parser.error(f"--slots is {given.slots}: give 1 to {MAX_SLOTS}")
     configure_logs()
     settings = Settings(
         name=given.name,
@@ -33,11 +40,14 @@ def main(arguments: Sequence[str] | None = None, *, command: Command = job_comma
         device=given.device,
         grace_seconds=given.grace_seconds,
     )
-    with ApiClient(given.api, timeout_seconds=5, retries=0) as client:
-        worker = Worker(client, settings, command)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: worker.stop())
-        worker.run()
+    try:
+        with ApiClient(given.api, timeout_seconds=5, retries=0) as client:
+            worker = Worker(client, settings, command)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: worker.stop())
+            worker.run()
+    except MillionwayError as error:
+        sys.exit(f"worker: {error}")
 
 
 if __name__ == "__main__":

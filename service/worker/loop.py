@@ -16,7 +16,7 @@ import structlog
 
 from service import processes
 from service.client import ApiClient
-from service.errors import AttemptLost
+from service.errors import ApiProblem, AttemptLost, MillionwayError
 from service.launch import job_command, job_environment
 from service.layout import RunDir, write_whole
 from service.protocol import Claim, ClaimRequest, ExitReport
@@ -30,6 +30,12 @@ from service.worker.verdict import exit_report
 log = structlog.get_logger()
 
 TURN_SECONDS = 0.2
+TRANSIENT = (408, 429)
+"""Refusals that do not last: the request took too long, or there are too many."""
+
+
+class WorkerRefused(MillionwayError):
+    """The API does not take this worker's name or its claims; asking again would not help."""
 
 
 class Command(Protocol):
@@ -57,19 +63,22 @@ class Worker:
     def __init__(self, client: ApiClient, settings: Settings, command: Command = job_command) -> None:
         self._client, self._settings, self._command = client, settings, command
         self._stopping = False
+        self._gpus: list[str] = []
 
     def stop(self) -> None:
         """Ask the loop to end: a running job gets SIGTERM and its run goes back to the queue. Safe in a signal handler."""
         self._stopping = True
 
     def run(self) -> None:
-        """Claim and execute until told to stop."""
+        """Claim and execute until told to stop. Raises MillionwayError when the API refuses the worker itself."""
         settings = self._settings
-        request = ClaimRequest(host=platform.node(), slots=settings.slots, device=describe_device(settings.device))
+        self._gpus = gpu_names() if settings.device != "cpu" else []  # once: a driver under load takes long to answer
+        device = describe_device(settings.device, self._gpus)
+        request = ClaimRequest(host=platform.node(), slots=settings.slots, device=device)
         log.info("worker_started", worker=settings.name, slots=request.slots, device=request.device, api=self._client.url)
         patience = Patience()
         while not self._stopping:
-            claim = patience.call(lambda: self._client.claim(settings.name, request))
+            claim = patience.call(lambda: self._claim(request))
             if claim is None:
                 time.sleep(settings.claim_seconds)
                 continue
@@ -79,6 +88,15 @@ class Worker:
                 except AttemptLost as lost:
                     log.warning("attempt_lost", why=str(lost))
         log.info("worker_stopped", worker=settings.name)
+
+    def _claim(self, request: ClaimRequest) -> Claim | None:
+        try:
+            return self._client.claim(self._settings.name, request)
+        except ApiProblem as problem:
+            if problem.status >= 500 or problem.status in TRANSIENT:
+                raise
+            name = self._settings.name
+            raise WorkerRefused(f"the API at {self._client.url} refuses the worker {name!r}: {problem}") from None
 
     def _execute(self, claim: Claim) -> None:
         """One attempt, from claim to exit report."""
@@ -102,15 +120,17 @@ class Worker:
     def _run_job(self, claim: Claim, run_dir: RunDir, link: Link) -> ExitReport:
         """Start the job and stay with it to its end. However this returns or raises, none of its processes is left."""
         directory = run_dir.attempt(claim.attempt)
+        link.turn()  # the API learns that its answer arrived, before anything that may take long
         if left := processes.kill_attempt(claim.run_id):
             log.warning("older_attempt_killed", pids=left)
         directory.path.mkdir(parents=True, exist_ok=True)
         write_whole(run_dir.spec, claim.spec.model_dump_json(indent=2))
+        link.turn()
         job = Job(
             claim.run_id,
             claim.attempt,
             self._command(claim.spec, run_dir.path, claim.attempt),
-            job_environment(claim.spec, has_gpu=self._settings.device != "cpu" and bool(gpu_names())),
+            job_environment(claim.spec, has_gpu=bool(self._gpus)),
             directory.launcher_log,
             grace_seconds=self._settings.grace_seconds,
         )

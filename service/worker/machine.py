@@ -34,9 +34,8 @@ def default_slots(device: Device = "auto") -> int:
     return (len(gpu_names()) if device != "cpu" else 0) or num_cores()
 
 
-def describe_device(device: Device) -> str:
-    """What the worker tells the API: "cpu, 2 cores" or "cuda, 4 x NVIDIA H100"."""
-    names = gpu_names() if device != "cpu" else []
+def describe_device(device: Device, names: list[str]) -> str:
+    """What the worker with these GPUs tells the API: "cpu, 2 cores" or "cuda, 4 x NVIDIA H100"."""
     if names:
         return "cuda, " + ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
     return "cuda" if device == "cuda" else f"cpu, {num_cores()} cores"

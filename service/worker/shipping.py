@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import pydantic_core
 import structlog
 
 from service.errors import ApiProblem, LogGap
@@ -16,9 +18,9 @@ from service.protocol import LOG_NAME, EventAck, EventBatch, LogAck
 log = structlog.get_logger()
 
 MAX_EVENTS = 500
+MAX_MISSING = 10_000
+"""A number further ahead than this is no event's number."""
 PIECE_BYTES = 256 * 1024
-PIECES_PER_PASS = 8
-"""Of events and of each log, so that a heartbeat is never far."""
 
 
 class Reports(Protocol):
@@ -33,64 +35,70 @@ class Shipper:
 
     def __init__(self, client: Reports, run_id: str, attempt: int, directory: AttemptDir) -> None:
         self._client, self._run_id, self._attempt, self._directory = client, run_id, attempt, directory
-        self._spool_offset = 0
+        self._spool_offset = self._last_seq = 0
+        self._rewound = False
         self._log_offsets: dict[str, int] = {}
 
-    def ship(self) -> bool:
-        """One bounded pass over everything. Returns whether more is waiting."""
-        return any([self._ship_events(), *(self._ship_log(path) for path in self._logs())])
-
-    def _logs(self) -> list[Path]:
-        return sorted(path for path in self._directory.path.glob("*.log") if re.match(LOG_NAME, path.name))
+    def ship(self) -> Iterator[bool]:
+        """Send one piece of the spool, then one of each log. Yields after each file whether there was a piece."""
+        yield self._ship_events()
+        for path in sorted(self._directory.path.glob("*.log")):
+            if re.match(LOG_NAME, path.name):
+                yield self._ship_log(path)
 
     def _ship_events(self) -> bool:
-        for _ in range(PIECES_PER_PASS):
-            lines = complete_lines(self._directory.events, self._spool_offset)
-            if not lines:
-                return False
-            ends, events = [], []
-            end = self._spool_offset
-            for line in lines[:MAX_EVENTS]:
-                end += len(line)
-                if event := _parse(line):
-                    ends.append(end)
-                    events.append(event)
-            if events:
-                self._send_events(events, ends)
-            self._spool_offset = end
+        lines = complete_lines(self._directory.events, self._spool_offset)[:MAX_EVENTS]
+        if not lines:
+            self._rewound = False
+            return False
+        events = _without_gaps(lines, self._last_seq)
+        try:
+            for start in range(0, len(events), MAX_EVENTS):
+                self._send_events(events[start : start + MAX_EVENTS])
+        except ApiProblem as problem:
+            if not _is_gap(problem):
+                raise
+            if not self._rewound:  # the API lost what it had acknowledged: it skips what it still has
+                log.warning("spool_sent_again", why=str(problem))
+                self._rewound, self._spool_offset, self._last_seq = True, 0, 0
+                return True
+            log.error("events_lost", why=str(problem))
+        self._spool_offset += sum(map(len, lines))
+        self._last_seq = max([self._last_seq, *(event["seq"] for event in events)])
         return True
 
-    def _send_events(self, events: list[dict[str, Any]], ends: list[int]) -> None:
+    def _send_events(self, events: list[dict[str, Any]]) -> None:
+        """An event that the API refuses goes as a warning, since without its number all later ones would be refused too."""
         try:
             self._client.events(self._run_id, self._attempt, EventBatch(events=events))
         except ApiProblem as problem:
-            if problem.status >= 500:
+            if problem.status >= 500 or _is_gap(problem):
                 raise
-            # One event that the API does not take must not hold back the others for ever.
             if len(events) > 1:
-                for event, end in zip(events, ends, strict=True):
-                    self._send_events([event], [end])
-            else:
-                log.error("event_refused", run_id=self._run_id, attempt=self._attempt, event_seq=events[0].get("seq"), why=str(problem))
-        self._spool_offset = ends[-1]
+                for event in events:
+                    self._send_events([event])
+                return
+            seq = events[0]["seq"]
+            log.error("event_refused", event_seq=seq, why=str(problem))
+            instead = _warning(seq, f"event {seq} ({str(events[0].get('kind'))[:100]}) is refused: {problem}")
+            self._client.events(self._run_id, self._attempt, EventBatch(events=[instead]))
 
     def _ship_log(self, path: Path) -> bool:
-        for _ in range(PIECES_PER_PASS):
-            offset = self._log_offsets.get(path.name, 0)
-            with path.open("rb") as file:
-                file.seek(offset)
-                piece = file.read(PIECE_BYTES)
-            if not piece:
-                return False
-            try:
-                self._log_offsets[path.name] = self._client.put_log(self._run_id, self._attempt, path.name, offset, piece).size
-            except LogGap as gap:  # the API has less than it had acknowledged
-                self._log_offsets[path.name] = gap.size
-            except ApiProblem as problem:
-                if problem.status >= 500:
-                    raise
-                self._log_offsets[path.name] = offset + len(piece)
-                log.error("log_refused", name=path.name, offset=offset, why=str(problem))
+        offset = self._log_offsets.get(path.name, 0)
+        with path.open("rb") as file:
+            file.seek(offset)
+            piece = file.read(PIECE_BYTES)
+        if not piece:
+            return False
+        try:
+            self._log_offsets[path.name] = self._client.put_log(self._run_id, self._attempt, path.name, offset, piece).size
+        except LogGap as gap:  # the API has less than it had acknowledged
+            self._log_offsets[path.name] = gap.size
+        except ApiProblem as problem:
+            if problem.status >= 500:
+                raise
+            self._log_offsets[path.name] = offset + len(piece)
+            log.error("log_refused", name=path.name, offset=offset, why=str(problem))
         return True
 
 
@@ -104,12 +112,32 @@ def complete_lines(path: Path, offset: int, limit: int = PIECE_BYTES) -> list[by
     return lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _without_gaps(lines: list[bytes], last_seq: int) -> list[dict[str, Any]]:
+    """The events on the lines that follow event `last_seq`. A warning stands for each number that no readable line has."""
+    events: list[dict[str, Any]] = []
+    for line in lines:
+        event = _parse(line, last_seq)
+        if event is None:
+            log.error("spool_line_unreadable", line=line[:200].decode(errors="replace"))
+            continue
+        events += [_warning(seq, f"event {seq} cannot be read from the job's spool") for seq in range(last_seq + 1, event["seq"])]
+        events.append(event)
+        last_seq = max(last_seq, event["seq"])
+    return events
+
+
+def _parse(line: bytes, last_seq: int) -> dict[str, Any] | None:
     try:
-        event = json.loads(line)
+        event = pydantic_core.from_json(line)
     except ValueError:
-        event = None
-    if not isinstance(event, dict):
-        log.error("spool_line_unreadable", line=line[:200].decode(errors="replace"))
         return None
-    return event
+    seq = event.get("seq") if isinstance(event, dict) else None
+    return event if type(seq) is int and 1 <= seq <= last_seq + MAX_MISSING else None
+
+
+def _warning(seq: int, message: str) -> dict[str, Any]:
+    return {"seq": seq, "time": time.time(), "kind": "warned", "message": message[:1000]}
+
+
+def _is_gap(problem: ApiProblem) -> bool:
+    return problem.document.get("code") == "event_gap"

@@ -48,9 +48,9 @@ class Service:
         self.api.kill()
         self.api.wait()
 
-    def start_worker(self, name: str = "w1") -> subprocess.Popen[bytes]:
+    def start_worker(self, name: str = "w1", slots: int = 1) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.worker.fake_worker", "--api", self.url, "--runs-dir", str(self.directory / "runs")]
-        command += ["--name", name, "--slots", "1", "--grace-seconds", "1"]
+        command += ["--name", name, "--slots", str(slots), "--grace-seconds", "1"]
         child = processes.spawn(command, environment=os.environ, log=self.directory / f"{name}.log")
         self.children.append(child)
         return child

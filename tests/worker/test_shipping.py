@@ -6,13 +6,18 @@ import json
 from pathlib import Path
 
 import httpx
+import pytest
+import redis
 
 from service.client import ApiClient
 from service.errors import ApiUnavailable
 from service.layout import AttemptDir
-from service.protocol import ClaimRequest
+from service.lifecycle import Status
+from service.protocol import Claim, ClaimRequest, ExitReport
+from service.worker.link import Link
 from service.worker.shipping import Shipper
-from tests.worker.conftest import Service
+from tests.conftest import wait_until
+from tests.worker.conftest import LEASE_SECONDS, Service
 
 
 class LossyLine(httpx.BaseTransport):
@@ -45,6 +50,28 @@ def write_event(spool: Path, seq: int) -> bytes:
     return line
 
 
+def ship_all(shipper: Shipper) -> None:
+    """Until nothing is new, in a bounded number of passes."""
+    for _ in range(20):
+        if not any(list(shipper.ship())):
+            return
+    pytest.fail("the shipper does not come to an end")
+
+
+@pytest.fixture
+def attempt(service: Service, tmp_path: Path) -> tuple[Shipper, AttemptDir, str]:
+    """A claimed run, its attempt's directory, and what ships it."""
+    run = service.submit("steady")
+    assert service.client.claim("w", ClaimRequest(host="here", slots=1, device="cpu")) is not None
+    directory = AttemptDir(tmp_path / "attempt")
+    directory.path.mkdir()
+    return Shipper(service.client, run.id, 1, directory), directory, run.id
+
+
+def steps(service: Service, run_id: str) -> list[int]:
+    return [metric.metric.step for metric in service.client.metrics(run_id).metrics]
+
+
 def test_a_line_that_loses_requests_and_answers_loses_and_doubles_nothing(service: Service, tmp_path: Path) -> None:
     """What was not acknowledged is sent again from the files; what arrives twice is applied once."""
     run = service.submit("steady")
@@ -59,9 +86,9 @@ def test_a_line_that_loses_requests_and_answers_loses_and_doubles_nothing(servic
     line = LossyLine()
     with ApiClient(service.url, retries=0, transport=line) as client:
         shipper = Shipper(client, run.id, 1, directory)
-        for _ in range(100):
+        for _ in range(200):
             try:
-                if not shipper.ship():
+                if not any(list(shipper.ship())):
                     break
             except ApiUnavailable:
                 continue
@@ -69,15 +96,15 @@ def test_a_line_that_loses_requests_and_answers_loses_and_doubles_nothing(servic
                 service.client.heartbeat(run.id, 1)
     assert line.num_calls > 12, "nothing was lost: the test shows nothing"
 
-    steps: list[int] = []
+    arrived: list[int] = []
     after = None
     while True:
         page = service.client.metrics(run.id, after=after)
-        steps += [metric.metric.step for metric in page.metrics]
+        arrived += [metric.metric.step for metric in page.metrics]
         after = page.next_cursor
         if not page.has_more:
             break
-    assert steps == list(range(1, 2001))
+    assert arrived == list(range(1, 2001))
     stored, offset = b"", 0
     while True:
         piece, offset = service.client.log(run.id, offset=offset)
@@ -87,34 +114,110 @@ def test_a_line_that_loses_requests_and_answers_loses_and_doubles_nothing(servic
     assert stored == text
 
 
-def test_a_line_that_is_still_being_written_is_not_sent(service: Service, tmp_path: Path) -> None:
+def test_a_line_that_is_still_being_written_is_not_sent(service: Service, attempt: tuple[Shipper, AttemptDir, str], tmp_path: Path) -> None:
     """Only what ends with a line feed is an event; the rest follows when it is whole."""
-    run = service.submit("steady")
-    assert service.client.claim("w", ClaimRequest(host="here", slots=1, device="cpu")) is not None
-    directory = AttemptDir(tmp_path / "attempt")
-    directory.path.mkdir()
+    shipper, directory, run_id = attempt
     write_event(directory.events, 1)
     whole = write_event(tmp_path / "other", 2)
     with directory.events.open("ab") as file:
         file.write(whole[:40])
-    shipper = Shipper(service.client, run.id, 1, directory)
-    assert not shipper.ship()
-    assert len(service.client.metrics(run.id).metrics) == 1
+    ship_all(shipper)
+    assert steps(service, run_id) == [1]
     with directory.events.open("ab") as file:
         file.write(whole[40:])
-    assert not shipper.ship()
-    assert [metric.metric.step for metric in service.client.metrics(run.id).metrics] == [1, 2]
+    ship_all(shipper)
+    assert steps(service, run_id) == [1, 2]
 
 
-def test_a_line_of_the_spool_that_is_no_event_holds_back_no_other(service: Service, tmp_path: Path) -> None:
-    """It is logged and left out."""
-    run = service.submit("steady")
-    assert service.client.claim("w", ClaimRequest(host="here", slots=1, device="cpu")) is not None
-    directory = AttemptDir(tmp_path / "attempt")
-    directory.path.mkdir()
+def test_an_unreadable_line_of_the_spool_holds_back_no_event(service: Service, attempt: tuple[Shipper, AttemptDir, str]) -> None:
+    """A warning stands for a number that is missing, since the API refuses a gap; no event that is there is taken for it."""
+    shipper, directory, run_id = attempt
+    there, missing = [1], []
     write_event(directory.events, 1)
-    with directory.events.open("ab") as file:
-        file.write(b'{"seq": \n{"kind": "progress"}\n')
-    write_event(directory.events, 2)
-    assert not Shipper(service.client, run.id, 1, directory).ship()
-    assert [metric.metric.step for metric in service.client.metrics(run.id).metrics] == [1, 2]
+    for line in (
+        b'{"seq":',
+        b'{"kind": "progress"}',
+        b"\xff",
+        b"[1]",
+        b'{"seq": 1e99}',
+        b'{"seq": 2000000000000}',
+        b'{"message": "\\ud800"}',
+    ):
+        with directory.events.open("ab") as file:
+            file.write(line + b"\n")
+        ship_all(shipper)
+        there.append(there[-1] + 1)  # the line was one too many
+        write_event(directory.events, there[-1])
+        with directory.events.open("ab") as file:
+            file.write(line + b"\n")
+        missing.append(there[-1] + 1)  # the line is in the place of an event
+        there.append(there[-1] + 2)
+        write_event(directory.events, there[-1])
+        ship_all(shipper)
+    assert steps(service, run_id) == there
+    warnings = service.client.run(run_id).warnings
+    assert warnings == [f"event {seq} cannot be read from the job's spool" for seq in missing]
+
+
+def test_an_event_that_the_api_refuses_arrives_as_a_warning_and_loses_no_other(
+    service: Service, attempt: tuple[Shipper, AttemptDir, str]
+) -> None:
+    """One without a time, and one that is larger than a body may be."""
+    shipper, directory, run_id = attempt
+    write_event(directory.events, 1)
+    for refused in (
+        {"seq": 2, "kind": "phase", "time": "noon", "phase": "training"},
+        {"seq": 3, "kind": "warned", "time": 1, "message": "x" * (5 << 20)},
+    ):
+        with directory.events.open("ab") as file:
+            file.write(json.dumps(refused).encode() + b"\n")
+    write_event(directory.events, 4)
+    ship_all(shipper)
+    assert steps(service, run_id) == [1, 4]
+    warnings = service.client.run(run_id).warnings
+    assert [warning.split(" is refused: ")[0] for warning in warnings] == ["event 2 (phase)", "event 3 (warned)"]
+
+
+def test_events_that_the_api_lost_are_sent_again_from_the_spool(service: Service, attempt: tuple[Shipper, AttemptDir, str]) -> None:
+    """A Redis that came back with older data knows less than it had acknowledged: nothing is missing afterwards."""
+    shipper, directory, run_id = attempt
+    for seq in range(1, 6):
+        write_event(directory.events, seq)
+    ship_all(shipper)
+    with redis.Redis.from_url(service.redis_url) as store:
+        store.hset(f"millionway:run:{run_id}", "last_seq", 2)
+        store.delete(f"millionway:metrics:{run_id}")
+    write_event(directory.events, 6)
+    ship_all(shipper)
+    assert steps(service, run_id) == [3, 4, 5, 6]
+
+
+def test_a_gap_that_sending_again_does_not_fill_is_passed_over(service: Service, attempt: tuple[Shipper, AttemptDir, str]) -> None:
+    """The spool is sent again once, not for ever."""
+    shipper, directory, run_id = attempt
+    write_event(directory.events, 1)
+    with redis.Redis.from_url(service.redis_url) as store:
+        store.hset(f"millionway:run:{run_id}", "last_seq", -5)
+    ship_all(shipper)
+    assert steps(service, run_id) == []
+
+
+def test_logs_that_the_api_cannot_store_do_not_hold_back_the_report(
+    service: Service, attempt: tuple[Shipper, AttemptDir, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as heartbeats succeed it is tried for a while; then the run ends, and its reason says what is missing."""
+    shipper, directory, run_id = attempt
+    monkeypatch.setattr("service.worker.link.STUCK_SECONDS", 1.0)
+    blocked = service.directory / "api" / "logs" / run_id
+    blocked.parent.mkdir(parents=True, exist_ok=True)
+    blocked.write_text("a file where the API wants a folder")
+    write_event(directory.events, 1)
+    directory.rank_log(0).write_text("a line")
+    claim = Claim(run_id=run_id, attempt=1, spec=service.client.run(run_id).spec, lease_seconds=LEASE_SECONDS)
+    link, report = Link(service.client, claim, shipper), ExitReport(outcome="finished", reason="done")
+    assert not link.deliver(report), "it is tried again first"
+    wait_until(lambda: link.deliver(report), "the report is delivered")
+    run = service.client.run(run_id)
+    assert run.status == Status.SUCCEEDED
+    assert "not all stored here" in run.reason
+    assert steps(service, run_id) == [1]

@@ -142,3 +142,19 @@ def test_reports_of_an_unknown_attempt_raise_attempt_lost(service: Service) -> N
         service.client.heartbeat(run.id, 1)
     with pytest.raises(AttemptLost):
         service.client.heartbeat("0000000000", 1)
+
+
+def test_a_worker_that_the_api_refuses_ends_with_the_refusal(service: Service) -> None:
+    """Asking again would not help."""
+    worker = service.start_worker("no such name")
+    assert worker.wait(20) == 1
+    said = (service.directory / "no such name.log").read_text()
+    assert "refuses the worker 'no such name'" in said
+    assert "Traceback" not in said
+
+
+def test_too_many_slots_are_a_mistake_on_the_command_line(service: Service) -> None:
+    """With the bounds."""
+    worker = service.start_worker("w1", slots=5000)
+    assert worker.wait(20) == 2
+    assert "--slots is 5000: give 1 to 1024" in (service.directory / "w1.log").read_text()
