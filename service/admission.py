@@ -97,7 +97,7 @@ def _labelled_folders(spec: RunSpec) -> Iterator[FieldError]:
             continue
         if fault := _unreadable(path):
             yield FieldError(field, path, f"{field} is {path!r}: {fault}")
-        elif not any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(path)):
+        elif not any(entry.is_dir() and not entry.name.startswith(".") for entry in Path(path).iterdir()):
             yield FieldError(field, path, f"{field} is {path!r}: it has no sub-folders: it needs one with images per class")
 
 

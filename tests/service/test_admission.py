@@ -66,3 +66,15 @@ def test_a_folder_below_one_that_may_not_be_searched_is_refused(tmp_path: Path) 
             admit(parse_spec(document(data={"path": str(tmp_path / "above" / "images")})), shared_files=True)
     finally:
         (tmp_path / "above").chmod(0o700)
+
+
+def test_a_link_to_itself_among_the_class_folders_is_none(tmp_path: Path) -> None:
+    """It is no error of ours either."""
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    for number in range(200):
+        (tmp_path / "images" / f"{number}.png").touch()
+    (tmp_path / "labels" / "loop").symlink_to(tmp_path / "labels" / "loop")
+    sections = document(data={"path": str(tmp_path / "images")}, evaluation={"labelled": str(tmp_path / "labels")})
+    with pytest.raises(InvalidSpec, match="no sub-folders"):
+        admit(parse_spec(sections), shared_files=True)
