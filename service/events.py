@@ -63,7 +63,8 @@ class Progress(_Event):
 
 
 class Evaluated(_Event):
-    """kNN accuracy of the backbone, in percent. Epoch 0 is the random encoder; it also carries that of raw pixels."""
+    """kNN accuracy of the backbone, in percent. Epoch 0 is the random encoder, with BatchNorm statistics of the images; it also
+    carries that of raw pixels."""
 
     kind: Literal["evaluated"] = "evaluated"
     step: int

@@ -23,7 +23,7 @@ from trainer.errors import BadSpec, TrainerError
 from trainer.evaluate import evaluate_knn, load_labelled, pixel_knn
 from trainer.export import export_backbone, verify_export
 from trainer.meter import Meter
-from trainer.prior import write_contrastive_prior
+from trainer.prior import first_pass
 from trainer.process import Process, start_process
 from trainer.schedule import due, learning_rate_factor, make_plan
 from trainer.spool import EventSpool, NullSpool
@@ -77,11 +77,10 @@ def train(spec: RunSpec, run_dir: RunDir, attempt: int) -> int:
         return knn
 
     if start_step == 0:
-        evaluate()
-        if spec.classifier.initialisation == "prior":
-            spool.append("phase", phase="prior")
-            write_contrastive_prior(encoder, classifier, folder, spec, process)
-            average_buffers(encoder, process.world_size)
+        spool.append("phase", phase="prior")
+        first_pass(encoder, classifier, folder, spec, process)
+        average_buffers(encoder, process.world_size)
+        evaluate()  # the random encoder
 
     by_similarity = spec.classifier.smoothing > 0 and spec.classifier.hardest_by == "class_similarity"
     refresh_every = plan.steps_per_epoch * spec.classifier.refresh_epochs
