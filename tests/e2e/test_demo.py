@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,17 +40,22 @@ def test_the_demonstration_takes_any_folder_and_leaves_no_process(images: Path, 
         assert text in log.read_text()
 
 
-def test_ctrl_c_on_the_demonstration_stops_all_that_it_started(images: Path, tmp_path: Path) -> None:
-    """And its run is cancelled, so that it is not in the way of the next one."""
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_on_the_demonstration_stops_all_that_it_started(images: Path, tmp_path: Path, times: int) -> None:
+    """And its run is cancelled, so that it is not in the way of the next one; a second Ctrl-C waits for no grace."""
     state, log = tmp_path / "state", tmp_path / "demo.log"
     demo = processes.spawn([*DEMO, "--data", str(images), "--state-dir", str(state)], environment=os.environ, log=log)
     wait_until(lambda: "POST" in log.read_text(), "the run is submitted", seconds=90)
     pids = descendants(demo.pid)
     assert len(pids) >= 4
     demo.send_signal(signal.SIGINT)
+    if times == 2:
+        wait_until(lambda: "stopping" in log.read_text(), "the first is heard")
+        time.sleep(0.5)  # the run is cancelled, the stack is ending
+        demo.send_signal(signal.SIGINT)
     assert demo.wait(90) == 130
     assert "everything it started is stopped" in log.read_text()
-    assert [pid for pid in pids if is_running(pid)] == []
+    wait_until(lambda: not any(map(is_running, pids)), "all processes are gone", seconds=1)
     assert not (state / "demo.json").exists()
 
 
