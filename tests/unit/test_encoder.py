@@ -41,8 +41,9 @@ def test_an_encoder_maps_images_to_embeddings() -> None:
     encoder = build_encoder(make_spec(backbone={"name": "resnet18", "args": TINY}, classifier={"embedding_size": 16}))
     assert encoder(torch.randn(3, 3, 32, 32)).shape == (3, 16)
     assert encoder.num_features == 128
-    assert [tuple(p.shape) for p in encoder.projector.parameters()] == [(128, 128), (128,), (16, 128), (16,)]
-    wide = build_encoder(make_spec(backbone={"name": "resnet18", "args": TINY}, projector={"hidden_size": 40}))
+    assert [tuple(p.shape) for p in encoder.projector.parameters()] == [(128, 128), (128,), (128,), (128,), (16, 128), (16,)]
+    assert isinstance(encoder.projector[1], torch.nn.BatchNorm1d)
+    wide = build_encoder(make_spec(backbone={"name": "resnet18", "args": TINY}, projector={"hidden_size": 40, "batch_norm": False}))
     assert [tuple(p.shape) for p in wide.projector.parameters()] == [(40, 128), (40,), (128, 40), (128,)]
 
 
