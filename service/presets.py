@@ -8,7 +8,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The paper's settings: ResNet-50, 64 V100 (8 nodes of 8), batch 4096, lr 0.48 = 0.03 x 4096 / 256, cosine with 10
     # warm-up epochs, weight decay 1e-4, momentum 0.9, D = 128, tau = 0.15, alpha = 0.2, contrastive prior.
     # Our choice, since the paper does not state it: K = 50 and how the hardest classes are found, 200 epochs, one view
-    # per image, the projector's width, rows with the encoder's learning rate and decay, BatchNorm per rank, ZeRO stage 1
+    # per image, the projector's width and BatchNorm, rows with the encoder's learning rate and decay, BatchNorm per rank, ZeRO stage 1
     # (fp16 needs it; V100 has no bf16), checkpoints, evaluation.
     "imagenet-1m": {
         "data": {"image_size": 224, "num_workers": 8},
