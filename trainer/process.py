@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import signal
@@ -64,6 +65,17 @@ def start_process(spec: RunSpec) -> Process:
     signal.signal(signal.SIGTERM, request_stop)
     signal.signal(signal.SIGINT, request_stop)
     return process
+
+
+def release_free_memory() -> None:
+    """Give the pages of freed blocks back to the system, where the C library can (glibc).
+
+    It keeps blocks of up to 32 MiB, which activations often are, and a small block in a freed one makes the next large one
+    grow the heap: a process of 0.6 GB was seen at 3.9 GB after five epochs (LOG.md).
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def seed_everything(seed: int) -> None:

@@ -24,7 +24,7 @@ from trainer.evaluate import evaluate_knn, load_labelled, pixel_knn
 from trainer.export import export_backbone, verify_export
 from trainer.meter import Meter
 from trainer.prior import first_pass
-from trainer.process import Process, start_process
+from trainer.process import Process, release_free_memory, start_process
 from trainer.schedule import due, learning_rate_factor, make_plan
 from trainer.spool import EventSpool, NullSpool
 
@@ -115,6 +115,8 @@ def train(spec: RunSpec, run_dir: RunDir, attempt: int) -> int:
         stop, save = False, last_step or due(step, plan.checkpoint_every)
         if save or due(step, spec.log_every_steps):  # what is saved has been found finite
             stop = meter.report(spool, step, factor * optimizer.learning_rate)
+        if step % plan.steps_per_epoch == 0:
+            release_free_memory()
         if labelled is not None and (step % plan.evaluate_every == 0 or last_step):
             knn = evaluate()
             encoder.train()
