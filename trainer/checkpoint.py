@@ -11,10 +11,8 @@ sees, and how they are augmented, are functions of it and of the seed. Nothing i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from torch import Tensor
 from service.layout import write_whole
 from service.spec import RunSpec
 from trainer.classifier import InstanceClassifier, ShardedClassifier, Zero3Classifier
+from trainer.durable import sha256, sync
 from trainer.engine import full_state, load_full_state, load_loss_scaler_state, loss_scaler_state
 from trainer.errors import BadData, DiskError
 
@@ -94,11 +93,11 @@ def save_checkpoint(
     def finish() -> None:
         if rank == 0:
             write_whole(temporary / "manifest.json", json.dumps(manifest, indent=1))
-            _sync_directory(temporary)
+            sync(temporary)
             if final.exists():  # left by an attempt that was killed right after
                 shutil.rmtree(final)
             temporary.rename(final)
-            _sync_directory(directory)
+            sync(directory)
 
     try:
         _together(prepare, world_size)
@@ -150,7 +149,7 @@ def load_checkpoint(saved: Saved, engine: Any, classifier: InstanceClassifier, *
 def newest_checkpoint(directory: Path) -> Saved | None:
     """The newest checkpoint whose every file has its checksum. A damaged one is renamed, with a warning. One rank calls."""
     for saved in reversed(list_checkpoints(directory)):
-        damaged = [name for name, about in saved.manifest["files"].items() if _sha256(saved.path / name) != about["sha256"]]
+        damaged = [name for name, about in saved.manifest["files"].items() if not _is_whole(saved.path / name, about["sha256"])]
         if not damaged:
             return saved
         log.warning("checkpoint %s is passed over: %s differ from their checksums", saved.path, ", ".join(damaged))
@@ -226,25 +225,15 @@ def _read_shard(saved: Saved, rank: int) -> dict[str, Tensor]:
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return {"sha256": _sha256(path), "bytes": path.stat().st_size}
+    sync(path)
+    return {"sha256": sha256(path), "bytes": path.stat().st_size}
 
 
-def _sha256(path: Path) -> str | None:
+def _is_whole(path: Path, expected: str) -> bool:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path) == expected
     except OSError:
-        return None
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return False
 
 
 def _together(action: Callable[[], T], world_size: int) -> list[T]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from service.layout import write_whole
 from service.spec import RunSpec, stored_spec
 from trainer.data.loader import normalise
+from trainer.durable import sha256, sync
 from trainer.encoder import create_backbone, small_stem, use_small_stem, widen_stem
 from trainer.errors import BadExport, DiskError
 from trainer.model_card import model_card
@@ -85,11 +85,11 @@ def _replace_folder(directory: Path, contents: Mapping[str, bytes]) -> None:
     temporary.mkdir(parents=True)
     for name, content in contents.items():
         write_whole(temporary / name, content)
-    _sync(temporary)
+    sync(temporary)
     if directory.exists():
         directory.rename(outdated)
     temporary.rename(directory)
-    _sync(directory.parent)
+    sync(directory.parent)
     shutil.rmtree(outdated, ignore_errors=True)
 
 
@@ -127,19 +127,6 @@ def _fixture_images(spec: RunSpec) -> Tensor:
     size = spec.data.image_size
     noise = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return normalise(noise, spec.data.mean, spec.data.std)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -196,7 +183,7 @@ def _check_files(directory: Path) -> None:
         lines = (directory / "SHA256SUMS").read_text().splitlines()
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         for name in FILES:
-            if _sha256(directory / name) != sums.get(name):
+            if sha256(directory / name) != sums.get(name):
                 raise BadExport(f"{directory}: {name} is not the file that was exported (SHA256SUMS): copy or export it again")
     except OSError as error:
         raise BadExport(
