@@ -13,7 +13,7 @@ from service.settings import Settings
 from service.store import Store
 from tests.conftest import running_api, running_redis, wait_until
 from tests.service.documents import WORKER, document, progress, started
-from tests.service.leases import end_leases
+from tests.service.reports import end_leases
 
 
 def test_an_absent_redis_is_a_503_and_nothing_is_lost_when_it_is_back(tmp_path: Path) -> None:

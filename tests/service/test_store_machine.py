@@ -17,7 +17,7 @@ from service.protocol import ClaimRequest
 from service.store import Store
 from tests.conftest import emptied
 from tests.service.documents import report, spec, started
-from tests.service.leases import end_leases
+from tests.service.reports import end_leases
 
 MAX_ATTEMPTS = 2
 OUTCOMES = ["finished", "faulty", "crashed", "released", "stopped"]
