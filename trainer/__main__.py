@@ -1,10 +1,12 @@
-"""One rank of a job: `python -m trainer --run-dir DIR --attempt N`, started by PyTorch's launcher (service/launch.py)."""
+"""One rank of a job: `python -m trainer --run-dir DIR --attempt N [--start-from CHECKPOINT]`, started by PyTorch's launcher
+(service/launch.py)."""
 
 from __future__ import annotations
 
 import argparse
 import ctypes
 import errno
+import faulthandler
 import logging
 import os
 import platform
@@ -16,6 +18,8 @@ from pathlib import Path
 from service.events import ExitCode
 from service.layout import AttemptDir, RunDir
 from service.spec import stored_spec
+from trainer.beats import Beats
+from trainer.fence import Fence, Fenced
 from trainer.spool import EventSpool
 
 
@@ -23,16 +27,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--start-from", type=Path, help="another run's checkpoint, where this run has none of its own yet")
     arguments = parser.parse_args()
     _die_with_parent()
     run_dir, rank = RunDir(arguments.run_dir), int(os.environ["RANK"])
     attempt = run_dir.attempt(arguments.attempt)
     _log_to(attempt, rank)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the worker asks a stuck job where it is; stderr is the log by now
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s", stream=sys.stdout)
+    fence = Fence(run_dir, arguments.attempt)
+    fence.watch()
     try:
+        beats = Beats(attempt.beat(rank))
         from trainer.train import train  # seconds of imports: not before there is a log, and a parent to die with
 
-        return train(stored_spec(run_dir.spec.read_bytes()), run_dir, arguments.attempt)
+        return train(stored_spec(run_dir.spec.read_bytes()), run_dir, fence, beats, arguments.start_from)
+    except Fenced as fenced:
+        sys.stderr.write(f"{fenced}\n")
+        return ExitCode.FENCED
     except BaseException as error:
         traceback.print_exc()
         code, message = _explain(error)

@@ -12,10 +12,8 @@ sees, and how they are augmented, are functions of it and of the seed. Nothing i
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,35 +25,14 @@ from torch import Tensor
 
 from service.layout import write_whole
 from service.spec import RunSpec
+from trainer.checkpoint_files import FORMAT, MANIFEST, Saved
 from trainer.classifier import InstanceClassifier, ShardedClassifier, Zero3Classifier
 from trainer.durable import sha256, sync
 from trainer.engine import full_state, load_full_state, load_loss_scaler_state, loss_scaler_state
 from trainer.errors import BadData, DiskError
+from trainer.fence import Fence, Fenced
 
-FORMAT = 1
 T = TypeVar("T")
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Saved:
-    """One complete checkpoint."""
-
-    path: Path
-    manifest: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        return int(self.manifest["step"])
-
-    @property
-    def knn(self) -> float | None:
-        knn = self.manifest["knn"]
-        return None if knn is None else float(knn)
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(file["bytes"] for file in self.manifest["files"].values())
 
 
 def save_checkpoint(
@@ -69,16 +46,23 @@ def save_checkpoint(
     knn: float | None,
     rank: int,
     world_size: int,
+    fence: Fence,
 ) -> Saved:
-    """Write the checkpoint of `step`. Every rank calls; all return, or all raise DiskError when one cannot write."""
+    """Write the checkpoint of `step`. Every rank calls; all return, or all raise: DiskError when one cannot write, Fenced when
+    a newer attempt has begun, which then finds nothing of this one."""
     final = directory / f"step-{step:09d}"
-    temporary = directory / f".{final.name}.tmp"
+    # The attempt is in the name: one that was thought dead may write at the same time.
+    temporary = directory / f".{final.name}.attempt-{fence.attempt:04d}.tmp"
     state = full_state(engine)
 
-    def prepare() -> None:
+    def prepare() -> bool:
         if rank == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if fence.passed:
+                return False
+            for left in directory.glob(".step-*.tmp"):  # by attempts that were killed
+                shutil.rmtree(left, ignore_errors=True)
             temporary.mkdir(parents=True)
+        return True
 
     def write() -> dict[str, Any]:
         name = f"shard-{rank:05d}-of-{world_size:05d}.safetensors"
@@ -90,17 +74,21 @@ def save_checkpoint(
             written["encoder.safetensors"] = _write_tensors(temporary / "encoder.safetensors", flat)
         return written
 
-    def finish() -> None:
+    def finish() -> bool:
         if rank == 0:
-            write_whole(temporary / "manifest.json", json.dumps(manifest, indent=1))
+            write_whole(temporary / MANIFEST, json.dumps(manifest, indent=1))
             sync(temporary)
+            if fence.passed:
+                return False
             if final.exists():  # left by an attempt that was killed right after
                 shutil.rmtree(final)
             temporary.rename(final)
             sync(directory)
+        return True
 
     try:
-        _together(prepare, world_size)
+        if not all(_together(prepare, world_size)):
+            raise Fenced(f"a newer attempt has begun: the checkpoint of step {step} is not written")
         files = _together(write, world_size)
         manifest = {
             "format": FORMAT,
@@ -112,7 +100,8 @@ def save_checkpoint(
             "spec": spec.model_dump(mode="json"),
             "files": {name: about for part in files for name, about in part.items()},
         }
-        _together(finish, world_size)
+        if not all(_together(finish, world_size)):
+            raise Fenced(f"a newer attempt has begun: the checkpoint of step {step} is not published")
     except OSError as error:
         if rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -139,50 +128,13 @@ def load_checkpoint(saved: Saved, engine: Any, classifier: InstanceClassifier, *
         _load_rows(saved, classifier)
     elif "hardest" in (own := _read_shard(saved, 0)):
         classifier.hardest_NK = own["hardest"].to(engine.device)
-    if manifest["world_size"] == world_size:
+    if saved.world_size == world_size:
         own = _read_shard(saved, rank)
         torch.set_rng_state(own["torch_rng"])
-        if "cuda_rng" in own:
+        if "cuda_rng" in own and torch.cuda.is_available():
             torch.cuda.set_rng_state(own["cuda_rng"])
-
-
-def newest_checkpoint(directory: Path) -> Saved | None:
-    """The newest checkpoint whose every file has its checksum. A damaged one is renamed, with a warning. One rank calls."""
-    for saved in reversed(list_checkpoints(directory)):
-        damaged = [name for name, about in saved.manifest["files"].items() if not _is_whole(saved.path / name, about["sha256"])]
-        if not damaged:
-            return saved
-        log.warning("checkpoint %s is passed over: %s differ from their checksums", saved.path, ", ".join(damaged))
-        saved.path.rename(saved.path.with_name(f".{saved.path.name}.damaged"))  # else it would count among those to keep
-    return None
-
-
-def list_checkpoints(directory: Path) -> list[Saved]:
-    """Complete checkpoints, oldest first. What a killed writer left has no final name and is not seen."""
-    found = []
-    for path in sorted(directory.glob("step-*")):
-        try:
-            manifest = json.loads((path / "manifest.json").read_text())
-        except (OSError, ValueError):
-            continue
-        if manifest.get("format") == FORMAT:
-            found.append(Saved(path, manifest))
-    return found
-
-
-def remove_old_checkpoints(directory: Path, keep_last: int, keep_best: bool) -> list[Path]:
-    """Keep the newest `keep_last` and, with `keep_best`, the one with the highest kNN accuracy. Returns what was removed."""
-    saved = list_checkpoints(directory)
-    keep = {s.path for s in saved[-keep_last:]}
-    scored = [s for s in saved if s.knn is not None]
-    if keep_best and scored:
-        keep.add(max(scored, key=lambda s: (s.knn, s.step)).path)
-    removed = [s.path for s in saved if s.path not in keep]
-    for path in removed:
-        doomed = path.with_name(f".{path.name}.removed")  # a reader sees it whole or not at all
-        path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
-    return removed
+    else:  # dropout's masks go on with numbers that no rank has drawn yet
+        torch.manual_seed((manifest["spec"]["seed"] + rank + 1) * 1_000_003 + saved.step)
 
 
 def _shard_tensors(classifier: InstanceClassifier) -> dict[str, Tensor]:
@@ -217,7 +169,7 @@ def _load_rows(saved: Saved, classifier: ShardedClassifier) -> None:
 
 
 def _read_shard(saved: Saved, rank: int) -> dict[str, Tensor]:
-    name = f"shard-{rank:05d}-of-{saved.manifest['world_size']:05d}.safetensors"
+    name = f"shard-{rank:05d}-of-{saved.world_size:05d}.safetensors"
     wanted = ("torch_rng", "cuda_rng", "hardest")
     with safe_open(saved.path / name, framework="pt") as file:
         return {key: file.get_tensor(key) for key in wanted if key in file.keys()}  # noqa: SIM118
@@ -227,13 +179,6 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
     sync(path)
     return {"sha256": sha256(path), "bytes": path.stat().st_size}
-
-
-def _is_whole(path: Path, expected: str) -> bool:
-    try:
-        return sha256(path) == expected
-    except OSError:
-        return False
 
 
 def _together(action: Callable[[], T], world_size: int) -> list[T]:

@@ -47,7 +47,7 @@ def build_encoder(spec: RunSpec) -> Encoder:
             use_small_stem(backbone)
         num_features = _feature_size(backbone, spec)
         encoder = Encoder(backbone, num_features, spec.projector, spec.classifier.embedding_size)
-    if spec.backbone.batch_norm == "synchronised" and spec.resources.world_size > 1:
+    if spec.backbone.batch_norm == "synchronised":  # on one rank it is plain BatchNorm
         if spec.resources.device != "cpu" and torch.cuda.is_available():
             import_timm().layers.convert_sync_batchnorm(encoder)  # PyTorch's own, fused, also for timm's BatchNorm with activation
         else:

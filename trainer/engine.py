@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from service.spec import RunSpec
 from trainer.classifier import InstanceClassifier, Zero3Classifier
 from trainer.encoder import Encoder
+from trainer.partition import set_partition
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for it
 
@@ -40,9 +41,9 @@ class Model(nn.Module):
         return features
 
 
-def deepspeed_config(spec: RunSpec) -> dict[str, Any]:
-    """DeepSpeed's configuration, derived from the specification and from nothing else."""
-    batch, world_size = spec.optimizer.global_batch_size, spec.resources.world_size
+def deepspeed_config(spec: RunSpec, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration on so many ranks; an attempt may have others than the specification's resources say."""
+    batch = spec.optimizer.global_batch_size
     config: dict[str, Any] = {
         "train_batch_size": batch,
         "train_micro_batch_size_per_gpu": batch // world_size,
@@ -61,7 +62,7 @@ def deepspeed_config(spec: RunSpec) -> dict[str, Any]:
 
 def build_engine(spec: RunSpec, encoder: Encoder, classifier: InstanceClassifier, config: dict[str, Any] | None = None) -> Any:
     """The DeepSpeed engine of the encoder, and of the rows with parallelism zero3. Every rank calls. `config`: in the place
-    of deepspeed_config(spec)."""
+    of deepspeed_config."""
     inside = classifier if isinstance(classifier, Zero3Classifier) else None
     model, section = Model(encoder, inside, spec.precision == "bf16"), spec.optimizer
     # The loop sets the learning rates before each step.
@@ -70,7 +71,7 @@ def build_engine(spec: RunSpec, encoder: Encoder, classifier: InstanceClassifier
         decay = section.classifier_weight_decay
         groups.append({"params": list(inside.parameters()), "weight_decay": section.weight_decay if decay is None else decay})
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=section.momentum)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config or deepspeed_config(spec))
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config or deepspeed_config(spec, dist.get_world_size()))
     _create_momentum(engine)
     if spec.precision == "fp16":  # weights that are NaN overflow for ever: the meter says so, on every rank alike
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
@@ -138,13 +139,15 @@ def load_full_state(engine: Any, state: dict[str, dict[str, Tensor]]) -> None:
             parameter.copy_(value)
             engine.optimizer.state[parameter][MOMENTUM] = buffer.to(parameter.device, copy=True)
             continue
-        safe_set_full_fp32_param(parameter, value.to(engine.device))
-        safe_set_full_optimizer_state(parameter, buffer.to(engine.device), MOMENTUM)
         # The copy that the forward pass reads is another tensor than the fp32 one.
         if stage == 3:
+            set_partition(parameter, value.to(engine.device))
+            set_partition(parameter, buffer.to(engine.device), MOMENTUM)
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 parameter.copy_(value)
         else:
+            safe_set_full_fp32_param(parameter, value.to(engine.device))
+            safe_set_full_optimizer_state(parameter, buffer.to(engine.device), MOMENTUM)
             parameter.copy_(value)
     for name, buffer in engine.module.named_buffers():
         buffer.copy_(state["buffer"][name])

@@ -20,6 +20,7 @@ from service.spec import RunSpec
 from trainer.data.images import ImageFolder, evenly_spaced, index_images
 from trainer.data.loader import iterate_images, normalise
 from trainer.errors import BadData
+from trainer.watch import Watch
 
 QUERY_EVERY = 5
 """Without a folder of queries, every fifth labelled image is one."""
@@ -82,16 +83,21 @@ def _read_classes(root: Path, field: str) -> LabelledSet:
     return LabelledSet(folder, [number[name] for name in names], class_names)
 
 
-def evaluate_knn(backbone: nn.Module, spec: RunSpec, sets: tuple[LabelledSet, LabelledSet], device: torch.device) -> float:
-    """kNN accuracy in percent, the same on every rank; every rank calls, and computes its share of features and of votes."""
+def evaluate_knn(
+    backbone: nn.Module, spec: RunSpec, sets: tuple[LabelledSet, LabelledSet], device: torch.device, watch: Watch | None = None
+) -> float:
+    """kNN accuracy in percent, the same on every rank; every rank calls, and computes its share of features and of votes.
+
+    Raises StopAgreed between batches: the evaluation is abandoned.
+    """
     bank, queries = sets
-    bank_MF = extract_features(backbone, bank.folder, spec, device)
-    query_QF = extract_features(backbone, queries.folder, spec, device)
+    bank_MF = extract_features(backbone, bank.folder, spec, device, watch)
+    query_QF = extract_features(backbone, queries.folder, spec, device, watch)
     rank, world_size = _rank_and_world_size()
     mine = slice(rank, None, world_size)
     labels = torch.tensor(queries.labels)
     correct = _count_correct(
-        bank_MF, torch.tensor(bank.labels), query_QF[mine], labels[mine], spec.evaluation.k, spec.evaluation.temperature
+        bank_MF, torch.tensor(bank.labels), query_QF[mine], labels[mine], spec.evaluation.k, spec.evaluation.temperature, watch
     )
     total = torch.tensor(correct, device=device)
     if world_size > 1:
@@ -99,21 +105,28 @@ def evaluate_knn(backbone: nn.Module, spec: RunSpec, sets: tuple[LabelledSet, La
     return 100 * total.item() / len(labels)
 
 
-def pixel_knn(sets: tuple[LabelledSet, LabelledSet], spec: RunSpec) -> float:
+def pixel_knn(sets: tuple[LabelledSet, LabelledSet], spec: RunSpec, watch: Watch | None = None) -> float:
     """kNN accuracy of the normalised pixels themselves, in percent: what a backbone must beat. One rank computes it alone."""
     size = min(spec.data.image_size, PIXEL_SIZE)
 
     def pixels(labelled: LabelledSet) -> Tensor:
         batches = iterate_images(labelled.folder, range(len(labelled.folder)), size, BATCH_SIZE, spec.data.num_workers)
-        return torch.cat([normalise(images, spec.data.mean, spec.data.std).flatten(1) for images, _ in batches])
+        features = []
+        for images, _ in batches:
+            features.append(normalise(images, spec.data.mean, spec.data.std).flatten(1))
+            if watch is not None:
+                watch.beat()
+        return torch.cat(features)
 
     bank, queries = sets
     k, temperature = spec.evaluation.k, spec.evaluation.temperature
-    return knn_accuracy(pixels(bank), torch.tensor(bank.labels), pixels(queries), torch.tensor(queries.labels), k, temperature)
+    query_labels = torch.tensor(queries.labels)
+    correct = _count_correct(pixels(bank), torch.tensor(bank.labels), pixels(queries), query_labels, k, temperature, watch)
+    return 100 * correct / len(query_labels)
 
 
 @torch.no_grad()
-def extract_features(backbone: nn.Module, folder: ImageFolder, spec: RunSpec, device: torch.device) -> Tensor:
+def extract_features(backbone: nn.Module, folder: ImageFolder, spec: RunSpec, device: torch.device, watch: Watch | None = None) -> Tensor:
     """Features of all images under the backbone in evaluation mode, [len(folder), F] float32 on the CPU, on every rank.
 
     Every rank calls, and runs the same number of batches on as many images as every other: under ZeRO-3 the forward pass
@@ -129,6 +142,8 @@ def extract_features(backbone: nn.Module, folder: ImageFolder, spec: RunSpec, de
     for images, _ in iterate_images(folder, mine, spec.data.image_size, BATCH_SIZE, spec.data.num_workers):
         inputs = normalise(images.to(device), spec.data.mean, spec.data.std).to(dtype)
         features.append(backbone(inputs).float())
+        if watch is not None:
+            watch.batch()
     backbone.train(was_training)
     local_nF = torch.cat(features).contiguous()
     if world_size == 1:
@@ -147,7 +162,15 @@ def knn_accuracy(bank_MF: Tensor, bank_labels_M: Tensor, query_QF: Tensor, query
     return 100 * correct / len(query_labels_Q)
 
 
-def _count_correct(bank_MF: Tensor, bank_labels_M: Tensor, query_QF: Tensor, query_labels_Q: Tensor, k: int, temperature: float) -> int:
+def _count_correct(
+    bank_MF: Tensor,
+    bank_labels_M: Tensor,
+    query_QF: Tensor,
+    query_labels_Q: Tensor,
+    k: int,
+    temperature: float,
+    watch: Watch | None = None,
+) -> int:
     k = min(k, len(bank_MF))
     num_classes = int(torch.cat([bank_labels_M, query_labels_Q]).max()) + 1
     bank_MF = F.normalize(bank_MF.float(), dim=1)
@@ -160,6 +183,8 @@ def _count_correct(bank_MF: Tensor, bank_labels_M: Tensor, query_QF: Tensor, que
         weight_qk = ((score_qk - score_qk[:, :1]) / temperature).exp()
         vote_qC = weight_qk.new_zeros(len(label_q), num_classes).scatter_add_(1, bank_labels_M[index_qk], weight_qk)
         correct += int((vote_qC.argmax(1) == label_q).sum())
+        if watch is not None:
+            watch.beat()
     return correct
 
 

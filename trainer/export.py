@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import shutil
 import sys
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ from trainer.data.loader import normalise
 from trainer.durable import sha256, sync
 from trainer.encoder import create_backbone, small_stem, use_small_stem, widen_stem
 from trainer.errors import BadExport, DiskError
+from trainer.fence import Fence
 from trainer.model_card import model_card
 from trainer.torchvision_shim import import_timm
 
@@ -40,8 +42,10 @@ TOLERANCE = 1e-4
 """Largest difference from the fixture, relative to its largest value: other kernels sum in another order."""
 
 
-def export_backbone(backbone_state: Mapping[str, Tensor], spec: RunSpec, directory: Path, metrics: Mapping[str, Any]) -> None:
-    """Write the folder, whole or not at all; an older one is replaced.
+def export_backbone(
+    backbone_state: Mapping[str, Tensor], spec: RunSpec, directory: Path, metrics: Mapping[str, Any], fence: Fence | None = None
+) -> None:
+    """Write the folder, whole or not at all; an older one is replaced. Raises Fenced where a newer attempt of the run has begun.
 
     `backbone_state` holds the backbone's tensors under our names, on the CPU; `metrics` (e.g. num_images, epochs, knn) goes
     into the model card.
@@ -71,21 +75,26 @@ def export_backbone(backbone_state: Mapping[str, Tensor], spec: RunSpec, directo
     }
     sums = "".join(f"{hashlib.sha256(contents[name]).hexdigest()}  {name}\n" for name in FILES)
     try:
-        _replace_folder(directory, contents | {"SHA256SUMS": sums.encode()})
+        _replace_folder(directory, contents | {"SHA256SUMS": sums.encode()}, fence)
     except OSError as error:
         raise DiskError(f"the export cannot be written to {str(directory)!r} ({error.strerror}): make room there") from error
 
 
-def _replace_folder(directory: Path, contents: Mapping[str, bytes]) -> None:
+def _replace_folder(directory: Path, contents: Mapping[str, bytes], fence: Fence | None) -> None:
     """Write a folder of these files beside `directory` and put it in its place."""
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    outdated = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was killed
-    shutil.rmtree(outdated, ignore_errors=True)
+    if fence is not None:
+        fence.check()
+    for left in directory.parent.glob(f".{directory.name}.*"):  # by attempts that were killed
+        shutil.rmtree(left, ignore_errors=True)
+    # A name of its own: an attempt that was thought dead may write at the same time.
+    temporary = directory.with_name(f".{directory.name}.{secrets.token_hex(6)}.tmp")
+    outdated = directory.with_name(f".{directory.name}.{secrets.token_hex(6)}.old")
     temporary.mkdir(parents=True)
     for name, content in contents.items():
         write_whole(temporary / name, content)
     sync(temporary)
+    if fence is not None:
+        fence.check()
     if directory.exists():
         directory.rename(outdated)
     temporary.rename(directory)

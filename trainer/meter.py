@@ -1,4 +1,4 @@
-"""What the loop reports: loss, speed, waiting, ETA; and what all ranks must agree upon: to stop, or that the loss is gone."""
+"""What the loop reports: loss, speed, waiting, ETA, a rank that is slow; and what all ranks must find alike: that the loss is gone."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from service.spec import RunSpec
+from trainer.classifier.shard import all_gather
 from trainer.data.loader import Batch
 from trainer.errors import BadData, NonFiniteLoss
 from trainer.process import Process
 from trainer.schedule import Plan
 from trainer.spool import EventSpool, NullSpool
+from trainer.straggler import Stragglers
 
 MAX_UNREADABLE_SHARE = 0.01
 MAX_UNREADABLE = 10
@@ -22,22 +24,45 @@ MAX_UNREADABLE = 10
 
 
 class Meter:
-    """Counts every step on the device; `report` waits for it, and for the other ranks."""
+    """Counts every step on the device; `report` waits for it, and for the other ranks.
 
-    def __init__(self, plan: Plan, step: int, views_per_image: int, process: Process) -> None:
-        self.plan, self.views_per_image, self.process = plan, views_per_image, process
+    A rank's own time is what it spends before the step's first collective, where it would wait for its peers: loading,
+    normalising, and the encoder's forward pass unless ranks talk in it (synchronised BatchNorm, ZeRO-3). The backward pass is
+    not in it: DeepSpeed reduces gradients while it runs.
+    """
+
+    def __init__(self, plan: Plan, step: int, spec: RunSpec, process: Process) -> None:
+        self.plan, self.views_per_image, self.process = plan, spec.augmentation.views_per_image, process
         self.first_step, self.first_time = step, time.monotonic()
         self.last_step, self.last_time = step, self.first_time
         self.loss = torch.zeros((), dtype=torch.float64, device=process.device)
         self.num_images, self.num_unreadable, self.num_read = 0, 0, 0
         self.waited = 0.0
         self.unreadable: set[str] = set()
+        self.alone_in_forward = spec.zero_stage < 3 and spec.backbone.batch_norm == "per_rank"
+        self.forward_seconds = 0.0
+        self.forward_events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self.stragglers = Stragglers(process.world_size)
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
         begun = time.monotonic()
         yield
         self.waited += time.monotonic() - begun
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Around the encoder's forward pass, and the normalisation before it."""
+        begun = time.monotonic()
+        if self.process.device.type == "cuda":  # the host only queues the work
+            events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            events[0].record()
+            yield
+            events[1].record()
+            self.forward_events.append(events)
+        else:
+            yield
+            self.forward_seconds += time.monotonic() - begun
 
     def count(self, loss: Tensor, batch: Batch) -> None:
         """One step. A non-finite loss stays non-finite in the sum, so no check is needed here."""
@@ -47,24 +72,17 @@ class Meter:
         self.num_unreadable += len(batch.unreadable)
         self.unreadable.update(batch.unreadable)
 
-    def report(self, spool: EventSpool | NullSpool, step: int, learning_rate: float) -> bool:
-        """Report the steps since the last report. Returns whether a rank was asked to stop. Every rank calls.
-
-        Raises NonFiniteLoss or BadData on every rank alike.
-        """
+    def report(self, spool: EventSpool | NullSpool, step: int, learning_rate: float) -> None:
+        """Report the steps since the last report. Every rank calls. Raises NonFiniteLoss or BadData on every rank alike."""
         now = time.monotonic()
         steps, seconds = step - self.last_step, max(1e-9, now - self.last_time)
-        agreed = torch.tensor(
-            [0.0, float(self.process.stop_requested), self.num_unreadable, self.num_read],
-            dtype=torch.float64,
-            device=self.process.device,
-        )
-        agreed[0] = self.loss
-        if self.process.world_size > 1:
-            dist.all_reduce(agreed)
-        loss_sum, num_stops, num_unreadable, num_read = agreed.tolist()
+        mine = [0.0, self.num_unreadable, self.num_read, self._own_seconds() / steps]
+        gathered_P4 = torch.tensor([mine], dtype=torch.float64, device=self.process.device)
+        gathered_P4[0, 0] = self.loss
+        gathered_P4 = all_gather(gathered_P4, self.process.world_size)
+        loss_sum, num_unreadable, num_read, _ = gathered_P4.sum(0).tolist()
         loss = loss_sum / self.process.world_size / steps
-        if not torch.isfinite(agreed[0]):
+        if not torch.isfinite(gathered_P4[:, 0]).all():
             raise NonFiniteLoss(
                 f"the loss became {loss} between steps {self.last_step + 1} and {step}: lower optimizer.learning_rate (now "
                 f"{learning_rate:.4g}), lengthen the warm-up, or raise classifier.temperature; with precision fp16, try bf16 or fp32"
@@ -91,7 +109,16 @@ class Meter:
             data_wait=min(1.0, self.waited / seconds),
             eta_seconds=elapsed / done * (self.plan.num_steps - step),
         )
+        for rank, own, median in self.stragglers.named(gathered_P4[:, 3].tolist(), now):
+            spool.append("straggler", step=step, rank=rank, seconds=own, median_seconds=median)
         self.last_step, self.last_time = step, now
         self.loss.zero_()
-        self.num_images, self.waited = 0, 0.0
-        return num_stops > 0
+        self.num_images, self.waited, self.forward_seconds = 0, 0.0, 0.0
+
+    def _own_seconds(self) -> float:
+        """Since the last report."""
+        if self.forward_events:
+            self.forward_events[-1][1].synchronize()
+            self.forward_seconds = sum(begun.elapsed_time(ended) for begun, ended in self.forward_events) / 1000
+            self.forward_events.clear()
+        return self.waited + (self.forward_seconds if self.alone_in_forward else 0.0)

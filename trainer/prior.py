@@ -16,11 +16,14 @@ from trainer.data.images import ImageFolder
 from trainer.data.loader import iterate_images, normalise
 from trainer.data.sampler import epoch_order
 from trainer.process import Process
+from trainer.watch import Watch
 
 
 @torch.no_grad()
-def first_pass(encoder: nn.Module, classifier: InstanceClassifier, folder: ImageFolder, spec: RunSpec, process: Process) -> None:
-    """Run the statistics and, with initialisation prior, fill the classifier's rows.
+def first_pass(
+    encoder: nn.Module, classifier: InstanceClassifier, folder: ImageFolder, spec: RunSpec, process: Process, watch: Watch
+) -> None:
+    """Run the statistics and, with initialisation prior, fill the classifier's rows. Raises StopAgreed.
 
     Every rank encodes its share of the shuffled images: batches in the order of the paths would be of one kind of image, and
     their BatchNorm statistics with them.
@@ -39,7 +42,7 @@ def first_pass(encoder: nn.Module, classifier: InstanceClassifier, folder: Image
     encoder.train()
     for (images, _), instance_b in zip(images_in_order, instance_n.split(batch_size), strict=True):
         x_bD = encoder(normalise(images.to(process.device), spec.data.mean, spec.data.std).to(dtype))
-        if spec.classifier.initialisation == "random":
-            continue
-        # Unit norm: the cosine ignores a row's length, but a step turns a row by an angle inverse to it.
-        classifier.write_rows(instance_b.to(process.device), F.normalize(x_bD.float(), dim=1))
+        if spec.classifier.initialisation == "prior":
+            # Unit norm: the cosine ignores a row's length, but a step turns a row by an angle inverse to it.
+            classifier.write_rows(instance_b.to(process.device), F.normalize(x_bD.float(), dim=1))
+        watch.batch()

@@ -39,8 +39,24 @@ class Process:
         return f"cpu, {spec.precision}, {torch.get_num_threads()} threads per rank"
 
 
+def check_world_size(spec: RunSpec, world_size: int) -> None:
+    """Raises BadSpec where an attempt on `world_size` ranks, maybe other than resources has, cannot be what was specified."""
+    batch = spec.optimizer.global_batch_size
+    if batch % world_size:
+        raise BadSpec(
+            f"optimizer.global_batch_size is {batch}, not divisible by the {world_size} ranks of this attempt: give it a number of ranks "
+            "that divides the batch"
+        )
+    if batch < 4 * world_size:
+        raise BadSpec(
+            f"optimizer.global_batch_size is {batch} on the {world_size} ranks of this attempt: BatchNorm needs at least 4 images on each: "
+            f"give it at most {batch // 4} ranks"
+        )
+
+
 def start_process(spec: RunSpec) -> Process:
-    """Join the other ranks (environment of PyTorch's launcher), take a device and seed everything."""
+    """Join the other ranks (environment of PyTorch's launcher), take a device and seed everything. Raises BadSpec."""
+    check_world_size(spec, int(os.environ["WORLD_SIZE"]))
     use_cuda = os.environ.get("DS_ACCELERATOR") != "cpu" and torch.cuda.is_available()
     if not use_cuda and (spec.resources.device == "cuda" or spec.precision == "fp16"):
         asked = "resources.device is cuda" if spec.resources.device == "cuda" else "precision is fp16"

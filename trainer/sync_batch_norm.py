@@ -33,7 +33,7 @@ class SyncBatchNorm(_BatchNorm):
             raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or not dist.is_initialized():
+        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return self.act(self.drop(super().forward(input)))
         output, mean_C, variance_C, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
         if self.running_mean is not None:

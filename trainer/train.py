@@ -12,9 +12,11 @@ import torch.distributed as dist
 from service.events import ExitCode
 from service.layout import RunDir
 from service.spec import RunSpec, check_fits_dataset
-from trainer.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint, remove_old_checkpoints, save_checkpoint
+from trainer.beats import Beats
+from trainer.checkpoint import load_checkpoint, save_checkpoint
+from trainer.checkpoint_files import read_pins, record_knn, remove_old_checkpoints
 from trainer.classifier import build_classifier
-from trainer.classifier.similarity import refresh_hardest
+from trainer.classifier.similarity import keeps_hardest, refresh_hardest
 from trainer.data.images import index_images
 from trainer.data.loader import ViewLoader, normalise
 from trainer.encoder import build_encoder
@@ -22,24 +24,34 @@ from trainer.engine import average_buffers, build_engine, full_state, set_learni
 from trainer.errors import BadSpec, TrainerError
 from trainer.evaluate import evaluate_knn, load_labelled, pixel_knn
 from trainer.export import export_backbone, verify_export
+from trainer.fence import Fence
 from trainer.meter import Meter
 from trainer.prior import first_pass
 from trainer.process import Process, release_free_memory, start_process
+from trainer.resume import find_start, resize_warning
 from trainer.schedule import due, learning_rate_factor, make_plan
 from trainer.spool import EventSpool, NullSpool
+from trainer.watch import StopAgreed, Watch
 
 T = TypeVar("T")
 
 
-def train(spec: RunSpec, run_dir: RunDir, attempt: int) -> int:
-    """Train to the end of the schedule, from the newest checkpoint if there is one. Returns the exit code.
+def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from: Path | None = None) -> int:
+    """Train to the end of the schedule, from the newest checkpoint if there is one, else from `start_from`. Returns the exit code.
 
-    Raises TrainerError where the specification or the data are at fault.
+    A request to stop ends it with a checkpoint, or without where no step was done yet. Raises TrainerError where the
+    specification or the data are at fault, and Fenced.
     """
     process = start_process(spec)
-    spool = EventSpool(run_dir.attempt(attempt).events) if process.is_first else NullSpool()
+    attempt = run_dir.attempt(fence.attempt)
+    spool = EventSpool(attempt.events) if process.is_first else NullSpool()
+    watch = Watch(process, beats, attempt.stop)
 
-    spool.append("phase", phase="indexing")
+    def enter(phase: str) -> None:
+        spool.append("phase", phase=phase)
+        watch.enter(phase)
+
+    enter("indexing")
     folder = _from_first(process, lambda: index_images(Path(spec.data.path), spec.data.limit))
     labelled = _from_first(process, lambda: load_labelled(spec.evaluation) if spec.evaluation.labelled else None)
     images_sha256 = hashlib.sha256("\n".join(folder.paths).encode()).hexdigest()
@@ -54,10 +66,13 @@ def train(spec: RunSpec, run_dir: RunDir, attempt: int) -> int:
     engine = build_engine(spec, encoder, classifier)
     dtype = next(encoder.parameters()).dtype
 
-    saved = _from_first(process, lambda: newest_checkpoint(run_dir.checkpoints))
+    saved = _from_first(process, lambda: find_start(run_dir.checkpoints, start_from, spec, plan))
     start_step = step = saved.step if saved else 0
+    knn = saved.knn if saved else None  # of the last evaluation, where it was at this step
     if saved:
         load_checkpoint(saved, engine, classifier, images_sha256=images_sha256, rank=process.rank, world_size=process.world_size)
+        if warning := resize_warning(saved, encoder, spec, process.world_size):
+            spool.append("warned", message=warning)
     spool.append(
         "started",
         num_images=len(folder),
@@ -66,45 +81,61 @@ def train(spec: RunSpec, run_dir: RunDir, attempt: int) -> int:
         world_size=process.world_size,
         device=process.describe(spec),
     )
+    if watch.stop_agreed(now=True):
+        return ExitCode.STOPPED
 
     def evaluate() -> float | None:
         if labelled is None:
             return None
-        spool.append("phase", phase="evaluating")
-        knn = evaluate_knn(encoder.backbone, spec, labelled, process.device)
-        pixels = pixel_knn(labelled, spec) if step == 0 and process.is_first else None
+        enter("evaluating")
+        knn = evaluate_knn(encoder.backbone, spec, labelled, process.device, watch)
+        pixels = pixel_knn(labelled, spec, watch) if step == 0 and process.is_first else None
         spool.append("evaluated", step=step, epoch=plan.epoch(step), knn=knn, knn_pixels=pixels)
         return knn
 
-    if start_step == 0:
-        spool.append("phase", phase="prior")
-        first_pass(encoder, classifier, folder, spec, process)
-        average_buffers(encoder, process.world_size)
-        evaluate()  # the random encoder
+    def evaluation_is_due() -> bool:
+        return labelled is not None and (step % plan.evaluate_every == 0 or step == plan.num_steps)
+
+    try:
+        if saved is None:
+            enter("prior")
+            first_pass(encoder, classifier, folder, spec, process, watch)
+            average_buffers(encoder, process.world_size)
+            evaluate()  # the random encoder
+        elif saved.knn is None and evaluation_is_due():  # a stop broke it off
+            knn = evaluate()
+            if knn is not None and process.is_first and saved.path.parent == run_dir.checkpoints:
+                record_knn(saved, knn)
+    except StopAgreed:
+        return ExitCode.STOPPED
 
     by_similarity = spec.classifier.smoothing > 0 and spec.classifier.hardest_by == "class_similarity"
     refresh_every = plan.steps_per_epoch * spec.classifier.refresh_epochs
+    has_hardest = keeps_hardest(classifier, by_similarity)
     optimizer = spec.optimizer
     classifier_rate = optimizer.classifier_learning_rate or optimizer.learning_rate
-    meter = Meter(plan, start_step, spec.augmentation.views_per_image, process)
+    meter = Meter(plan, start_step, spec, process)
     batches = iter(ViewLoader(folder, spec, process.rank, process.world_size, start_step))
-    spool.append("phase", phase="training")
+    enter("training")
     encoder.train()
     for step in range(start_step + 1, plan.num_steps + 1):  # `step` counts the steps done once this one is
         last_step = step == plan.num_steps
-        if by_similarity and (step - 1) % refresh_every == 0:
-            spool.append("phase", phase="similarity")
-            refresh_hardest(classifier)
-            spool.append("phase", phase="training")
+        if by_similarity and ((step - 1) % refresh_every == 0 or not has_hardest):
+            enter("similarity")
+            refresh_hardest(classifier, watch)
+            has_hardest = True
+            enter("training")
 
         with meter.waiting_for_data():
             batch = next(batches)
-        images = normalise(batch.images.to(process.device, non_blocking=True), spec.data.mean, spec.data.std).to(dtype)
+        with meter.forward():
+            images = normalise(batch.images.to(process.device, non_blocking=True), spec.data.mean, spec.data.std).to(dtype)
+            features = engine(images)
         instances = batch.instances.to(process.device, non_blocking=True)
 
         factor = learning_rate_factor(plan, step - 1)
         set_learning_rates(engine, factor * optimizer.learning_rate, factor * classifier_rate)
-        loss = classifier(engine(images), instances)
+        loss = classifier(features, instances)
         engine.backward(loss)
         engine.step()
         if engine.was_step_applied():  # an fp16 overflow skips the step on every rank alike: the rows skip it too
@@ -112,18 +143,22 @@ def train(spec: RunSpec, run_dir: RunDir, attempt: int) -> int:
         average_buffers(encoder, process.world_size)
         meter.count(loss, batch)
 
-        stop, save = False, last_step or due(step, plan.checkpoint_every)
-        if save or due(step, spec.log_every_steps):  # what is saved has been found finite
-            stop = meter.report(spool, step, factor * optimizer.learning_rate)
+        report = due(step, spec.log_every_steps)
+        stop = watch.step(step, agree=report) and not last_step  # what is left then is short
+        save = stop or last_step or due(step, plan.checkpoint_every)
+        if report or save:  # what is saved has been found finite
+            meter.report(spool, step, factor * optimizer.learning_rate)
         if step % plan.steps_per_epoch == 0:
             release_free_memory()
-        if labelled is not None and (step % plan.evaluate_every == 0 or last_step):
-            knn = evaluate()
+        knn = None
+        if evaluation_is_due() and not stop:
+            try:
+                knn = evaluate()
+            except StopAgreed:  # made up for after the resume
+                stop = save = True
             encoder.train()
-            spool.append("phase", phase="training")
-        else:
-            knn = None
-        if save or stop:
+            enter("training")
+        if save:
             saved = save_checkpoint(
                 run_dir.checkpoints,
                 step,
@@ -134,10 +169,12 @@ def train(spec: RunSpec, run_dir: RunDir, attempt: int) -> int:
                 knn=knn,
                 rank=process.rank,
                 world_size=process.world_size,
+                fence=fence,
             )
+            watch.beat()
             if process.is_first:
                 keep = spec.checkpoints
-                removed = remove_old_checkpoints(run_dir.checkpoints, keep.keep_last, keep.keep_best)
+                removed = remove_old_checkpoints(run_dir.checkpoints, keep.keep_last, keep.keep_best, read_pins(run_dir.pins), fence)
                 spool.append(
                     "checkpointed",
                     step=step,
@@ -147,17 +184,17 @@ def train(spec: RunSpec, run_dir: RunDir, attempt: int) -> int:
                     knn=knn,
                     removed=[str(path) for path in removed],
                 )
-        if stop and not last_step:
+        if stop:
             return ExitCode.STOPPED
 
-    spool.append("phase", phase="exporting")
+    enter("exporting")
     state = full_state(engine)
     if process.is_first:
         weights = {**state["parameter"], **state["buffer"]}
         prefix = "encoder.backbone."
         backbone = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-        knn = list_checkpoints(run_dir.checkpoints)[-1].knn
-        export_backbone(backbone, spec, run_dir.export, {"num_images": len(folder), "knn": knn, "epochs": plan.num_epochs})
+        export_backbone(backbone, spec, run_dir.export, {"num_images": len(folder), "knn": knn, "epochs": plan.num_epochs}, fence)
+        watch.beat()
         verify_export(run_dir.export)
         spool.append("exported", path=str(run_dir.export))
     if process.world_size > 1:

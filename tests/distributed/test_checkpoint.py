@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 
-from service.layout import write_whole
+from service.layout import RunDir, write_whole
 from tests.distributed.launch import on_ranks
-from tests.distributed.test_engine import build, saved_on, spec_for
-from trainer.checkpoint import list_checkpoints, newest_checkpoint, remove_old_checkpoints
+from tests.distributed.test_engine import build, save, saved_on, spec_for
+from trainer.checkpoint_files import list_checkpoints, newest_checkpoint, read_pins, remove_old_checkpoints
+from trainer.fence import Fence, Fenced
 
 
 def complete(directory: Path, step: int, knn: float | None = None) -> Path:
@@ -44,25 +44,46 @@ def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "checkpoints") is None
 
 
-def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
-    """keep_last newest by step, and the one with the highest kNN accuracy."""
+def test_the_last_the_best_and_the_pinned_are_kept(tmp_path: Path) -> None:
+    """keep_last newest by step, the one with the highest kNN accuracy, and those that a person pinned."""
+    run, fence = RunDir(tmp_path), Fence(RunDir(tmp_path), 1)
     for step, knn in ((10, 40.0), (20, 60.0), (30, None), (40, 50.0), (50, 55.0)):
-        complete(tmp_path, step, knn)
-    removed = remove_old_checkpoints(tmp_path, keep_last=2, keep_best=True)
-    assert [path.name for path in removed] == ["step-000000010", "step-000000030"]
-    assert [saved.step for saved in list_checkpoints(tmp_path)] == [20, 40, 50]
-    remove_old_checkpoints(tmp_path, keep_last=1, keep_best=False)
-    assert [saved.step for saved in list_checkpoints(tmp_path)] == [50]
+        complete(run.checkpoints, step, knn)
+    write_whole(run.pins, "[30, 700]")
+    removed = remove_old_checkpoints(run.checkpoints, 2, True, read_pins(run.pins), fence)
+    assert [path.name for path in removed] == ["step-000000010"]
+    assert [saved.step for saved in list_checkpoints(run.checkpoints)] == [20, 30, 40, 50]
+    run.pins.unlink()
+    remove_old_checkpoints(run.checkpoints, 1, False, read_pins(run.pins), fence)
+    assert [saved.step for saved in list_checkpoints(run.checkpoints)] == [50]
+
+
+def test_pins_that_cannot_be_read_remove_nothing(tmp_path: Path) -> None:
+    """Better a full disk than a lost checkpoint that somebody wanted."""
+    for content in ("{", "3", '["a"]'):
+        (tmp_path / "pins.json").write_text(content)
+        with pytest.raises(ValueError):  # noqa: PT011 - which of them does not matter
+            read_pins(tmp_path / "pins.json")
+
+
+def test_an_attempt_behind_the_fence_removes_nothing(tmp_path: Path) -> None:
+    """A newer attempt may be about to start from what an old one finds superfluous."""
+    run = RunDir(tmp_path)
+    for step in (10, 20):
+        complete(run.checkpoints, step)
+    write_whole(run.fence, "2")
+    with pytest.raises(Fenced, match="attempt 2 of this run has begun"):
+        remove_old_checkpoints(run.checkpoints, 1, False, frozenset(), Fence(run, 1))
+    assert len(list_checkpoints(run.checkpoints)) == 2
+    assert len(remove_old_checkpoints(run.checkpoints, 1, False, frozenset(), Fence(run, 2))) == 1
 
 
 def failing_to_save(spec: Any, directory: str) -> str:
-    from trainer.checkpoint import save_checkpoint
     from trainer.errors import DiskError
 
     engine, classifier = build(spec)
-    rank, world_size = dist.get_rank(), dist.get_world_size()
     try:
-        save_checkpoint(Path(directory), 1, engine, classifier, spec, images_sha256="x", knn=None, rank=rank, world_size=world_size)
+        save(Path(directory), 1, engine, classifier, spec)
     except DiskError as error:
         return str(error)
     return "saved"
@@ -88,3 +109,25 @@ def test_a_checkpoint_reads_without_us(tmp_path: Path) -> None:
     (path,) = (tmp_path / "checkpoints").iterdir()
     rows = np.concatenate([load_file(shard)["rows"] for shard in sorted(path.glob("shard-*"))])
     assert (rows == np.concatenate([result["rows"].numpy() for result in ranks])).all()
+
+
+def saved_behind_the_fence(spec: Any, directory: str) -> str:
+    engine, classifier = build(spec)
+    run = RunDir(Path(directory))
+    try:
+        save(run.checkpoints, 3, engine, classifier, spec, fence=Fence(run, 1))
+    except Fenced as fenced:
+        return str(fenced)
+    return "saved"
+
+
+@pytest.mark.distributed
+def test_an_attempt_behind_the_fence_publishes_no_checkpoint(tmp_path: Path) -> None:
+    """All ranks learn it from rank 0, none waits, and the directory is as it was, the newer attempt's half-written files too."""
+    run = RunDir(tmp_path)
+    theirs = run.checkpoints / ".step-000000003.attempt-0002.tmp"
+    theirs.mkdir(parents=True)
+    write_whole(run.fence, "2")
+    for message in on_ranks(2, tmp_path, saved_behind_the_fence, spec_for(2, 0), str(tmp_path)):
+        assert message.startswith("a newer attempt has begun")
+    assert list(run.checkpoints.iterdir()) == [theirs]

@@ -2,85 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from service.events import job_event
-from service.launch import job_command, job_environment
-from service.layout import RunDir, write_whole
-from service.spec import RunSpec, merge
+from tests.distributed.job import NUM_STEPS, Job, differing, failure, spec_of, weights
 from tests.images import noise_folder
-from trainer.checkpoint import list_checkpoints
 
 pytestmark = pytest.mark.distributed
-
-NUM_STEPS = 24
-
-
-def spec_of(images: Path, **changes: Any) -> RunSpec:
-    base = {
-        "preset": "demo",
-        "data": {"path": str(images), "image_size": 16},
-        "backbone": {"args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]}},
-        "classifier": {"embedding_size": 16, "hardest_k": 5},
-        "optimizer": {"global_batch_size": 20},
-        "schedule": {"steps": NUM_STEPS, "warmup_steps": 4},
-        "log_every_steps": 1,
-    }
-    return RunSpec.model_validate(merge(base, changes))
-
-
-class Job:
-    """One attempt in its own session, as the worker runs it."""
-
-    def __init__(self, spec: RunSpec, directory: Path, attempt: int = 1) -> None:
-        self.run_dir, self.attempt = RunDir(directory), RunDir(directory).attempt(attempt)
-        self.attempt.path.mkdir(parents=True)
-        write_whole(self.run_dir.spec, spec.model_dump_json())
-        with self.attempt.launcher_log.open("wb") as log:
-            self.process = subprocess.Popen(
-                job_command(spec, directory, attempt),
-                env=job_environment(spec, has_gpu=False),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def events(self) -> list[dict[str, Any]]:
-        text = self.attempt.events.read_text() if self.attempt.events.exists() else ""
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-    def signal_at_step(self, step: int, number: int) -> None:
-        """Send a signal to all the job's processes once it reports `step`."""
-        deadline = time.monotonic() + 60
-        while not any(event["kind"] == "progress" and event["step"] >= step for event in self.events()):
-            assert self.process.poll() is None, self.logs()
-            assert time.monotonic() < deadline, f"step {step} is not reached"
-            time.sleep(0.01)
-        os.killpg(self.process.pid, number)
-
-    def wait(self) -> int:
-        return self.process.wait(timeout=90)
-
-    def logs(self) -> str:
-        return "\n".join(path.read_text() for path in sorted(self.attempt.path.glob("*.log")))
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    """Everything that the last checkpoint and the export hold."""
-    (*_, last) = list_checkpoints(RunDir(directory).checkpoints)
-    assert last.step == NUM_STEPS
-    files = [*sorted(last.path.glob("*.safetensors")), RunDir(directory).export / "model.safetensors"]
-    return {f"{path.name}/{name}": tensor for path in files for name, tensor in load_file(path).items()}
 
 
 @pytest.mark.parametrize("changes", [{}, {"zero_stage": 2, "classifier": {"hardest_by": "class_similarity"}}], ids=["zero 0", "zero 2"])
@@ -106,16 +38,7 @@ def test_a_stopped_and_a_killed_run_resume_to_the_weights_of_one_that_never_stop
     (started,) = [event for event in third.events() if event["kind"] == "started"]
     assert 0 < started["start_step"] < NUM_STEPS
 
-    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "broken")
-    assert found.keys() == expected.keys()
-    differing = [name for name in expected if not torch.equal(found[name], expected[name])]
-    assert differing == []
-
-
-def failure(job: Job) -> dict[str, Any]:
-    """The first thing that the job says of its failure."""
-    assert job.wait() != 0
-    return next(event for event in job.events() if event["kind"] == "failed")
+    assert differing(weights(tmp_path / "broken"), weights(tmp_path / "whole")) == []
 
 
 def test_a_loss_that_becomes_infinite_ends_the_run_with_the_steps_and_a_hint(tmp_path: Path) -> None:
@@ -158,5 +81,4 @@ def test_loader_processes_change_nothing(tmp_path: Path) -> None:
     for num_workers in (0, 1):
         job = Job(spec_of(images, data={"num_workers": num_workers}), tmp_path / str(num_workers))
         assert job.wait() == 0, job.logs()
-    expected, found = weights(tmp_path / "0"), weights(tmp_path / "1")
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert differing(weights(tmp_path / "1"), weights(tmp_path / "0")) == []

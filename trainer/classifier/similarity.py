@@ -15,23 +15,35 @@ from trainer.classifier.loss import merge_top_k
 from trainer.classifier.shard import Shard
 from trainer.classifier.sharded import ShardedClassifier
 from trainer.classifier.zero3 import Zero3Classifier
+from trainer.watch import Watch
 
 BLOCK = 4096  # rows that travel, and that are scored, at a time
 
 
 @torch.no_grad()
-def refresh_hardest(classifier: ShardedClassifier | Zero3Classifier) -> None:
+def refresh_hardest(classifier: ShardedClassifier | Zero3Classifier, watch: Watch | None = None) -> None:
     """Search anew; the classifier uses the result until the next call. Every rank calls."""
     K = classifier.targets.num_hardest
     if isinstance(classifier, ShardedClassifier):
-        classifier.hardest_nK = nearest_classes(classifier.rows_nD, classifier.shard, K)
+        classifier.hardest_nK = nearest_classes(classifier.rows_nD, classifier.shard, K, watch)
     else:
         with deepspeed.zero.GatheredParameters([classifier.rows_ND]):
             rows_ND = classifier.rows_ND.detach().float().clone()
-        classifier.hardest_NK = nearest_classes(rows_ND, Shard(len(rows_ND), 0, 1), K)
+        classifier.hardest_NK = nearest_classes(rows_ND, Shard(len(rows_ND), 0, 1), K, watch)
 
 
-def nearest_classes(rows_nD: Tensor, shard: Shard, k: int) -> Tensor:
+def keeps_hardest(classifier: ShardedClassifier | Zero3Classifier, wanted: bool) -> bool:
+    """Whether the classifier has a table that it is to use. One that it is not to use, or of another K, is dropped: a checkpoint
+    of a run with other targets may have brought it."""
+    name = "hardest_nK" if isinstance(classifier, ShardedClassifier) else "hardest_NK"
+    table = getattr(classifier, name)
+    if wanted and table is not None and table.shape[1] == classifier.targets.num_hardest:
+        return True
+    setattr(classifier, name, None)
+    return False
+
+
+def nearest_classes(rows_nD: Tensor, shard: Shard, k: int, watch: Watch | None = None) -> Tensor:
     """[n, K] int32: of each own class, the global ids of the k nearest other classes, nearest first."""
     n, D = rows_nD.shape
     own_nD = F.normalize(rows_nD, dim=1)
@@ -54,4 +66,6 @@ def nearest_classes(rows_nD: Tensor, shard: Shard, k: int) -> Tensor:
                 value_nK[rows], class_nK[rows] = merge_top_k(
                     torch.cat([value_nK[rows], value_qK], 1), torch.cat([class_nK[rows], column_qK + first], 1), k
                 )
+                if watch is not None:
+                    watch.beat()
     return class_nK.to(torch.int32)

@@ -11,11 +11,12 @@ from typing import Any
 import deepspeed
 import torch
 import torch.nn.functional as F
-from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
 from trainer.classifier.loss import SoftTargets, row_gradients, scan, target_classes, target_pull
 from trainer.classifier.shard import all_gather, all_reduce, this_shard
+from trainer.partition import set_partition
 
 
 class Zero3Classifier(nn.Module):
@@ -45,7 +46,7 @@ class Zero3Classifier(nn.Module):
         instance_B, x_BD = all_gather(instance_b, world_size), all_gather(x_bD.float(), world_size)
         rows_ND = safe_get_full_fp32_param(self.rows_ND)
         rows_ND[instance_B[instance_B >= 0]] = x_BD[instance_B >= 0]
-        safe_set_full_fp32_param(self.rows_ND, rows_ND)
+        set_partition(self.rows_ND, rows_ND)
         # The forward pass reads another copy than the optimiser, which would put its own back in the first step.
         with torch.no_grad(), deepspeed.zero.GatheredParameters([self.rows_ND], modifier_rank=0):
             self.rows_ND.copy_(rows_ND)

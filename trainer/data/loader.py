@@ -7,9 +7,11 @@ A loader process is handed the paths of its batch, so that none of them holds th
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import itertools
 import logging
 import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -197,6 +199,7 @@ def _in_order(dataset: Dataset[tuple[Tensor, list[str]]], tasks: Iterator[_Task]
 
 def _start_loader_process(_: int) -> None:
     cv2.setNumThreads(0)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # as its rank (trainer/__main__.py)
     # Its own process group: a SIGTERM to the job's group means "stop with a checkpoint", and the last batches need their
     # loader. It ends with its parent: torch's worker loop looks for that.
     os.setpgid(0, 0)
