@@ -9,20 +9,22 @@ from rich.console import Console
 
 from deploy.display import Display
 from service.admission import admit
-from service.errors import MillionwayError
-from service.events import Checkpointed, Evaluated, Exported, JobEvent, Phase, Progress, Started, Warned, job_event
-from service.launch import job_command, job_environment
+from service.errors import FieldError, InvalidSpec, MillionwayError
+from service.events import Checkpointed, Evaluated, Exported, JobEvent, Phase, Progress, Started, Straggler, Warned, job_event
+from service.launch import Launch, free_port, job_command, job_environment
 from service.layout import RunDir, write_whole
 from service.lifecycle import Status
 from service.runs import Run
 from service.spec import RunSpec
 from service.worker.job import Job
-from service.worker.machine import gpu_names
+from service.worker.machine import num_cores, visible_gpus
 from service.worker.shipping import complete_lines
 from service.worker.verdict import exit_report
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30.0
+WORKER = "here"
+"""Who runs the job, for its processes' mark and its report."""
 
 
 def train(spec: RunSpec, directory: Path, console: Console) -> Run:
@@ -30,6 +32,10 @@ def train(spec: RunSpec, directory: Path, console: Console) -> Run:
 
     KeyboardInterrupt stops the job with a checkpoint. Raises InvalidSpec, and MillionwayError where `directory` cannot be written.
     """
+    nodes, ranks = spec.resources.nodes, spec.resources.ranks_per_node
+    if nodes > 1:
+        message = f"resources.nodes is {nodes}: this command trains on this machine alone: set it to 1, or submit the run to the service"
+        raise InvalidSpec([FieldError("resources.nodes", nodes, message)])
     admit(spec, shared_files=True)
     run_dir = RunDir(directory.resolve())
     number = 1 + len(list(run_dir.path.glob("attempts/[0-9]*")))
@@ -39,12 +45,22 @@ def train(spec: RunSpec, directory: Path, console: Console) -> Run:
         write_whole(run_dir.spec, spec.model_dump_json(indent=2))
     except OSError as error:
         raise MillionwayError(f"the run's directory cannot be written ({error}): give another --output") from None
-    command = job_command(spec, run_dir.path, number)
-    environment = job_environment(spec, has_gpu=bool(gpu_names()))
+    gpus = tuple(visible_gpus())[:ranks] if spec.resources.device != "cpu" else ()
+    if len(gpus) < ranks and spec.resources.device == "auto":
+        gpus = ()  # one for each rank, or none
+    launch = Launch(
+        run_dir.path,
+        number,
+        ranks_per_node=ranks,
+        master_port=free_port(),
+        num_threads=max(1, num_cores() // ranks),
+        gpus=gpus,
+    )
     now = time.time()
     run = Run(
         id=str(run_dir.path),  # marks the job's processes, so it must be unique on this machine
         name=spec.name,
+        owner="",
         status=Status.STARTING,
         reason=f"output in {directory}",
         version=0,
@@ -53,7 +69,16 @@ def train(spec: RunSpec, directory: Path, console: Console) -> Run:
         updated_at=now,
         spec=spec,
     )
-    job = Job(run.id, number, command, environment, attempt.launcher_log, grace_seconds=GRACE_SECONDS)
+    job = Job(
+        run.id,
+        number,
+        job_command(launch),
+        job_environment(spec, launch),
+        attempt.launcher_log(),
+        stop_file=attempt.stop,
+        grace_seconds=GRACE_SECONDS,
+        worker=WORKER,
+    )
     stopped, offset = False, 0
     try:
         with Display(console) as display:
@@ -70,7 +95,7 @@ def train(spec: RunSpec, directory: Path, console: Console) -> Run:
                 except KeyboardInterrupt:
                     stopped = True
                     job.stop()
-            report = exit_report(code, attempt, told_to="stopped" if stopped else None, killed=job.killed)
+            report = exit_report(WORKER, code, attempt, launch, told_to="stopped" if stopped else None, killed=job.killed)
             ends = {"finished": Status.SUCCEEDED, "stopped": Status.CANCELLED}
             run = run.model_copy(update={"status": ends.get(report.outcome, Status.FAILED), "reason": report.reason})
             display.show(run)
@@ -98,6 +123,9 @@ def with_event(run: Run, event: JobEvent) -> Run:
             changes = {"checkpoint": event.path}
         case Exported():
             changes = {"export": event.path}
+        case Straggler():
+            slow = f"rank {event.rank} takes {event.seconds:.2f} s of its own a step, the others {event.median_seconds:.2f} s"
+            changes = {"warnings": [*run.warnings, slow][-20:]}
         case Warned():
             changes = {"warnings": [*run.warnings, event.message][-20:]}
     return run.model_copy(update=changes)

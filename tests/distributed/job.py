@@ -48,14 +48,14 @@ class Job:
         nodes: int = 1,
         ranks_per_node: int | None = None,
         start_from: Path | None = None,
-        missing_nodes: int = 0,
+        missing_nodes: tuple[int, ...] = (),
     ) -> None:
         self.run_dir, self.attempt = RunDir(directory), RunDir(directory).attempt(attempt)
         self.attempt.path.mkdir(parents=True)
         write_whole(self.run_dir.spec, spec.model_dump_json())
         port = free_port()
         self.launchers = []
-        for node in range(nodes - missing_nodes):
+        for node in sorted(set(range(nodes)) - set(missing_nodes)):
             launch = Launch(
                 directory,
                 attempt,

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from service.spec import RunSpec
 from tests.distributed.launch import on_ranks
