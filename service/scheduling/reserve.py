@@ -1,0 +1,43 @@
+"""The nodes that a run could have first."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from heapq import nsmallest
+
+from service.scheduling.model import Queued
+from service.scheduling.pool import KINDS_OF_NODE, OPEN, Fit
+from service.scheduling.tenants import Tenants
+
+
+def earliest(queued: Queued, tenants: Tenants, zones: tuple[str, ...] = (OPEN,)) -> tuple[float, Fit] | None:
+    """When and where the run could start if nobody else came; infinite: when is not known. None: never in these zones.
+
+    Free nodes come first, so that what a reservation has gathered is in it again in the next pass.
+    """
+    pool = tenants.pool
+    avoid = pool.avoided(queued)
+    found: list[tuple[float, int, int, str, Fit]] = []
+    for preference, (num_nodes, ranks) in enumerate(queued.shapes):
+        groups: dict[tuple[bool, str], list[tuple[float, str]]] = defaultdict(list)
+        for node in pool.nodes.values():
+            if queued.storage not in (None, node.storage) or node.id in avoid or pool.zone.get(node.id, OPEN) not in zones:
+                continue
+            need = tenants.need(node.id, num_nodes, ranks)
+            if need is not None:
+                groups[node.is_cuda, node.storage].append((tenants.free_at(node.id, need), node.id))
+        for order, is_cuda in enumerate(KINDS_OF_NODE[queued.device]):
+            for (kind, storage), nodes in groups.items():
+                if kind == is_cuda and len(nodes) >= num_nodes:
+                    first = nsmallest(num_nodes, nodes)
+                    fit = Fit((num_nodes, ranks), tuple(sorted(id for _, id in first)))
+                    found.append((first[-1][0], preference, order, storage, fit))
+    if not found:
+        return None
+    starts_at, *_, fit = min(found, key=lambda candidate: candidate[:4])
+    return starts_at, fit
+
+
+def known(time: float) -> float | None:
+    return None if math.isinf(time) else time
