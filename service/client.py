@@ -12,7 +12,7 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from service.errors import ApiProblem, ApiUnavailable, AttemptLost, LogGap, MillionwayError
-from service.protocol import Claim, ClaimRequest, EventAck, EventBatch, ExitReport, HeartbeatReply, LogAck, LogFile, MetricPage, RunPage
+from service.protocol import EventAck, EventBatch, ExitReport, LogAck, LogFile, MetricSeries, Poll, PollReply, RunPage
 from service.runs import Checkpoint, Run, Transition, Worker
 from service.spec import RunSpec
 
@@ -30,18 +30,32 @@ FIRST_DELAY_SECONDS = 0.25
 class ApiClient:
     """Every call raises ApiUnavailable when there is no answer, ApiProblem when the answer is a refusal."""
 
-    def __init__(self, url: str, *, timeout_seconds: float = 10.0, retries: int = 4, transport: httpx.BaseTransport | None = None) -> None:
-        """`retries`: further tries, with doubling delays, of calls that may safely be repeated. Raises MillionwayError for a wrong URL."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        timeout_seconds: float = 10.0,
+        retries: int = 4,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """`key`: the API key, mw_... `retries`: further tries, with doubling delays, of calls that may safely be repeated.
+
+        Raises MillionwayError for a wrong URL, or a key that no header can carry.
+        """
         try:
             parts = httpx.URL(url)
         except httpx.InvalidURL as error:
             raise MillionwayError(f"{url!r} is no URL of an API ({error}): give one such as http://127.0.0.1:8765") from None
         if parts.scheme not in ("http", "https") or not parts.host:
             raise MillionwayError(f"{url!r} is no URL of an API: give one such as http://127.0.0.1:8765")
+        if key is not None and not (key.isascii() and key.isprintable() and key.strip()):
+            raise MillionwayError("the API key holds characters that no key has: give the line that `millionway keys create` printed")
         self.url = url.rstrip("/")
-        self._retries = retries
+        self._retries, self._timeout_seconds = retries, timeout_seconds
         self._http = httpx.Client(
             base_url=self.url,
+            headers={} if key is None else {"Authorization": f"Bearer {key}"},
             timeout=httpx.Timeout(timeout_seconds, connect=min(timeout_seconds, 5.0)),
             transport=transport,
             trust_env=False,  # a proxy meant for the internet does not lead to the API
@@ -72,8 +86,8 @@ class ApiClient:
     def history(self, run_id: str) -> list[Transition]:
         return _read(_transitions.validate_json, self._get(f"/runs/{run_id}/history"))
 
-    def metrics(self, run_id: str, *, after: str | None = None, limit: int = 1000) -> MetricPage:
-        return _read(MetricPage.model_validate_json, self._get(f"/runs/{run_id}/metrics", after=after, limit=limit))
+    def metrics(self, run_id: str, *, points: int | None = None) -> MetricSeries:
+        return _read(MetricSeries.model_validate_json, self._get(f"/runs/{run_id}/metrics", points=points))
 
     def checkpoints(self, run_id: str) -> list[Checkpoint]:
         return _read(_checkpoints.validate_json, self._get(f"/runs/{run_id}/checkpoints"))
@@ -98,16 +112,14 @@ class ApiClient:
 
     # Workers. Writes are tried once: the worker keeps what it could not send and has its own pace.
 
-    def claim(self, worker: str, request: ClaimRequest) -> Claim | None:
-        """A run to execute, or None when there is none."""
-        answer = self._send("POST", f"/workers/{worker}/claim", content=request.model_dump_json(), retries=0)
-        return None if answer.status_code == httpx.codes.NO_CONTENT else _read(Claim.model_validate_json, answer)
-
-    def heartbeat(self, run_id: str, attempt: int) -> HeartbeatReply:
-        """Raises AttemptLost, as do the other reports of an attempt."""
-        return _read(HeartbeatReply.model_validate_json, self._report(run_id, attempt, "POST", "heartbeat"))
+    def poll(self, worker: str, poll: Poll) -> PollReply:
+        """What the worker is to do. Waits for news up to poll.wait_seconds longer than other calls."""
+        seconds = httpx.Timeout(self._timeout_seconds + poll.wait_seconds, connect=self._timeout_seconds)
+        answer = self._send("POST", f"/workers/{worker}/poll", content=poll.model_dump_json(), retries=0, timeout=seconds)
+        return _read(PollReply.model_validate_json, answer)
 
     def events(self, run_id: str, attempt: int, batch: EventBatch) -> EventAck:
+        """Raises AttemptLost, as do the other reports of an attempt."""
         return _read(EventAck.model_validate_json, self._report(run_id, attempt, "POST", "events", content=batch.model_dump_json()))
 
     def put_log(self, run_id: str, attempt: int, name: str, offset: int, piece: bytes) -> LogAck:

@@ -1,7 +1,7 @@
 """Child processes that end with their parent, and the processes of a job wherever they have gone.
 
 A job's launcher puts every rank into a session of its own, so a process group does not reach them all. Each process of
-an attempt therefore carries the attempt in its environment, where /proc shows it, and children inherit it.
+an attempt therefore carries the attempt and its worker in its environment, where /proc shows them, and children inherit it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ATTEMPT_VARIABLE = "MILLIONWAY_ATTEMPT"
+WORKER_VARIABLE = "MILLIONWAY_WORKER"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def spawn(command: Sequence[str], *, environment: Mapping[str, str], log: Path, niceness: int = 0) -> subprocess.Popen[bytes]:
     """Start `command` in its own session, with stdout and stderr appended to `log`.
 
-    On Linux the kernel kills it when the thread that called this ends, whatever ends that; call it from the main thread.
+    On Linux the kernel kills it when the thread that called this ends, whatever ends that: call it from a thread that outlives the child.
     """
     parent = os.getpid()
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
@@ -60,38 +61,66 @@ def end(process: subprocess.Popen[bytes], grace_seconds: float) -> int:
     return process.wait()
 
 
-def attempt_mark(run_id: str, attempt: int) -> dict[str, str]:
-    """The variable that marks the processes of an attempt."""
-    return {ATTEMPT_VARIABLE: f"{run_id}/{attempt}"}
+def attempt_mark(run_id: str, attempt: int, worker: str) -> dict[str, str]:
+    """The variables that mark the processes of an attempt on a worker."""
+    return {ATTEMPT_VARIABLE: f"{run_id}/{attempt}", WORKER_VARIABLE: worker}
 
 
-def attempt_processes(run_id: str, attempt: int | None = None) -> list[int]:
-    """Ids of the living processes of an attempt, or of every attempt of the run. Empty where there is no /proc (macOS)."""
-    wanted = f"{ATTEMPT_VARIABLE}={run_id}/{'' if attempt is None else attempt}".encode()
+def attempt_processes(
+    run_id: str | None = None, attempt: int | None = None, *, before: int | None = None, worker: str | None = None
+) -> list[int]:
+    """Ids of the living processes of jobs: those that match all that is given. Empty where there is no /proc (macOS).
+
+    `before`: of attempts of a lower number; `worker`: started by the worker with this mark.
+    """
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:  # another user's, or gone
-            continue
-        if any(v == wanted or (attempt is None and v.startswith(wanted)) for v in variables):
+        variables = _variables(entry)
+        of_run, _, number = variables.get(ATTEMPT_VARIABLE, "").rpartition("/")
+        if (
+            number.isdigit()
+            and run_id in (None, of_run)
+            and attempt in (None, int(number))
+            and (before is None or int(number) < before)
+            and worker in (None, variables.get(WORKER_VARIABLE))
+        ):
             found.append(int(entry.name))
     return found
 
 
-def kill_attempt(run_id: str, attempt: int | None = None, *, timeout_seconds: float = 10.0) -> list[int]:
+def rank_processes(run_id: str, attempt: int, worker: str) -> list[int]:
+    """Those of `attempt_processes` that are ranks or their children; the launcher is none."""
+    return [pid for pid in attempt_processes(run_id, attempt, worker=worker) if "RANK" in _variables(Path("/proc", str(pid)))]
+
+
+def _variables(process: Path) -> dict[str, str]:
+    try:
+        text = (process / "environ").read_bytes().decode(errors="replace")
+    except OSError:  # another user's, or gone
+        return {}
+    return {name: value for name, _, value in (line.partition("=") for line in text.split("\0"))}
+
+
+def kill_attempt(
+    run_id: str | None = None,
+    attempt: int | None = None,
+    *,
+    before: int | None = None,
+    worker: str | None = None,
+    timeout_seconds: float = 10.0,
+) -> list[int]:
     """SIGKILL what `attempt_processes` finds until nothing is left. Returns the ids of those found first.
 
     Raises TimeoutError when something outlives SIGKILL, as a process stuck in a device or a dead file system does.
     """
-    first = left = attempt_processes(run_id, attempt)
+    first = left = attempt_processes(run_id, attempt, before=before, worker=worker)
     deadline = time.monotonic() + timeout_seconds
     while left:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if time.monotonic() > deadline:
-            raise TimeoutError(f"processes {left} of run {run_id} outlive SIGKILL: look at them with `ps -o pid,stat,wchan,args -p PID`")
+            raise TimeoutError(f"processes {left} outlive SIGKILL: look at them with `ps -o pid,stat,wchan,args -p PID`")
         time.sleep(0.05)
-        left = attempt_processes(run_id, attempt)
+        left = attempt_processes(run_id, attempt, before=before, worker=worker)
     return first

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import pydantic_core
 import structlog
 
-from service.errors import ApiProblem, LogGap
+from service.errors import ApiProblem, AttemptLost, LogGap
 from service.layout import AttemptDir
-from service.protocol import LOG_NAME, EventAck, EventBatch, LogAck
+from service.protocol import EventAck, EventBatch, LogAck
 
 log = structlog.get_logger()
 
@@ -21,6 +20,8 @@ MAX_EVENTS = 500
 MAX_MISSING = 10_000
 """A number further ahead than this is no event's number."""
 PIECE_BYTES = 256 * 1024
+PASSING = (401, 403, 408, 429)
+"""Refusals that say nothing of what was sent: a key that is being replaced, a request that took too long, too many of them."""
 
 
 class Reports(Protocol):
@@ -33,18 +34,22 @@ class Reports(Protocol):
 class Shipper:
     """Sends what is new. Raises what the client raises: after ApiUnavailable the same call goes on where it was."""
 
-    def __init__(self, client: Reports, run_id: str, attempt: int, directory: AttemptDir) -> None:
+    def __init__(
+        self, client: Reports, run_id: str, attempt: int, directory: AttemptDir, *, logs: Sequence[Path], ships_events: bool = True
+    ) -> None:
+        """`logs`: of this node's processes. The lead ships the events."""
         self._client, self._run_id, self._attempt, self._directory = client, run_id, attempt, directory
+        self._logs, self._ships_events = logs, ships_events
+        self.is_welcome = True
+        """False once the API has said that the attempt is over: it takes no events of it, only logs."""
         self._spool_offset = self._last_seq = 0
         self._rewound = False
         self._log_offsets: dict[str, int] = {}
 
-    def ship(self) -> Iterator[bool]:
-        """Send one piece of the spool, then one of each log. Yields after each file whether there was a piece."""
-        yield self._ship_events()
-        for path in sorted(self._directory.path.glob("*.log")):
-            if re.match(LOG_NAME, path.name):
-                yield self._ship_log(path)
+    def ship(self) -> bool:
+        """Send one piece of the spool, then one of each log. Whether there was any."""
+        events = self._ships_events and self.is_welcome and self._ship_events()
+        return any([events, *(self._ship_log(path) for path in self._logs if path.exists())])
 
     def _ship_events(self) -> bool:
         lines = complete_lines(self._directory.events, self._spool_offset)[:MAX_EVENTS]
@@ -55,6 +60,9 @@ class Shipper:
         try:
             for start in range(0, len(events), MAX_EVENTS):
                 self._send_events(events[start : start + MAX_EVENTS])
+        except AttemptLost:
+            self.is_welcome = False
+            return False
         except ApiProblem as problem:
             if not _is_gap(problem):
                 raise
@@ -72,7 +80,7 @@ class Shipper:
         try:
             self._client.events(self._run_id, self._attempt, EventBatch(events=events))
         except ApiProblem as problem:
-            if problem.status >= 500 or _is_gap(problem):
+            if may_pass(problem) or _is_gap(problem):
                 raise
             if len(events) > 1:
                 for event in events:
@@ -92,14 +100,21 @@ class Shipper:
             return False
         try:
             self._log_offsets[path.name] = self._client.put_log(self._run_id, self._attempt, path.name, offset, piece).size
+        except AttemptLost:  # nobody knows the run any more
+            self.is_welcome, self._log_offsets[path.name] = False, path.stat().st_size
         except LogGap as gap:  # the API has less than it had acknowledged
             self._log_offsets[path.name] = gap.size
         except ApiProblem as problem:
-            if problem.status >= 500:
+            if may_pass(problem):
                 raise
             self._log_offsets[path.name] = offset + len(piece)
             log.error("log_refused", name=path.name, offset=offset, why=str(problem))
         return True
+
+
+def may_pass(problem: ApiProblem) -> bool:
+    """Whether the same request may be taken later."""
+    return problem.status >= 500 or problem.status in PASSING
 
 
 def complete_lines(path: Path, offset: int, limit: int = PIECE_BYTES) -> list[bytes]:

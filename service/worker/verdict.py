@@ -10,79 +10,134 @@ from typing import Literal
 from pydantic import ValidationError
 
 from service.events import ExitCode, Failed, job_event
+from service.launch import Launch
 from service.layout import AttemptDir
-from service.protocol import ExitReport
+from service.protocol import ExitReport, Outcome
+from service.worker.logtail import end_of, failed_ranks, tail
 
 FAULTY = {"bad_spec", "bad_data", "non_finite_loss", "out_of_memory"}
 """Codes of failures that another attempt would meet again."""
-TAIL_BYTES = 64 * 1024
-TAIL_LINES = 12
+ToldTo = Literal["stopped", "released", "aborted"]
 KILLED = "; it did not end within the grace and was killed"
+LOST_PEERS = "the ranks of this node lost those of another one"
+MAX_REASON, MAX_SIGNATURE, MAX_TAIL, TAIL_LINES = 4000, 200, 16_000, 100
 
-# PyTorch's launcher exits with 1 whatever a rank exited with, and names the rank that failed first in its log.
-_FIRST_FAILURE = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
+_PORT_IN_USE = re.compile(r"EADDRINUSE|[Aa]ddress already in use")
+_PEER_IS_GONE = re.compile(  # in the words of gloo, NCCL and PyTorch's store
+    r"[Cc]onnection (was )?(closed|reset|refused|aborted|likely closed)|[Bb]roken pipe|[Ss]ocket [Cc]losed|[Rr]emote process exited"
+    r"|failed to recv, got 0 bytes|ncclRemoteError|ncclSystemError|Timed out waiting|[Ww]ait timeout|DistNetworkError|DistStoreError"
+)
+_EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Warning)\b.*|[A-Za-z_]\w*(\.\w+)+: .*")
+# What differs between two occurrences of one error.
+_VARIABLE = re.compile(r"0x[0-9a-fA-F]+|(/[\w.@+-]+)+/?|\b[0-9a-fA-F]*\d[0-9a-fA-F]*\b|\d+")
 
 
-def exit_report(code: int, directory: AttemptDir, *, told_to: Literal["stopped", "released"] | None, killed: bool) -> ExitReport:
+def exit_report(
+    worker: str, code: int, directory: AttemptDir, launch: Launch, *, told_to: ToldTo | None = None, killed: bool = False
+) -> ExitReport:
     """The report for a launcher that exited with `code`. `told_to`: what it was stopped for; `killed`: it outlived the grace."""
+    ranks = [
+        (launch.node_rank * launch.ranks_per_node + rank, rank_code)
+        for rank, rank_code in failed_ranks(directory.launcher_log(launch.node_rank))
+    ]
+    telling = _telling_log(directory, launch, ranks)
+
+    def report(outcome: Outcome, reason: str, exit_code: int = code, signature: str | None = None) -> ExitReport:
+        log_tail = "" if outcome == "finished" else tail(telling, TAIL_LINES)[-MAX_TAIL:]
+        return ExitReport(
+            worker=worker, outcome=outcome, exit_code=exit_code, reason=_short(reason), signature=signature, log_tail=log_tail
+        )
+
     if code == ExitCode.FINISHED:
-        return ExitReport(outcome="finished", exit_code=code, reason="the job finished")
-    if told_to == "stopped":
-        return ExitReport(outcome="stopped", exit_code=code, reason="stopped on request" + (KILLED if killed else ""))
+        return report("finished", "the job finished")
     failed = failure(directory.events)
     if failed is not None and failed.code in FAULTY:
-        return ExitReport(outcome="faulty", exit_code=code, reason=_short(failed.message))
+        return report("faulty", failed.message)
+    if told_to == "stopped":
+        return report("stopped", "stopped on request" + (KILLED if killed else ""))
     if told_to == "released":
-        reason = "the worker was stopped and gave the run back" + (KILLED if killed else "")
-        return ExitReport(outcome="released", exit_code=code, reason=reason)
-    rank, rank_code = _first_failed_rank(directory, code)
-    # A rank that a signal ended says nothing itself, and its peers report only that they lost it. With SIGTERM the
-    # launcher ends the others itself.
-    silent = rank_code < 0 and rank_code != -signal.SIGTERM
-    if failed is not None and not (failed.code == "internal" and silent):
-        return ExitReport(outcome="crashed", exit_code=code, reason=_short(failed.message))
+        return report("released", "the worker was stopped and gave the run back" + (KILLED if killed else ""))
+    if told_to == "aborted" and not ranks:
+        return report("stopped", "the attempt ended elsewhere: its processes here were killed")
 
+    rank, rank_code = ranks[0] if ranks else (None, code)
+    if rank_code == ExitCode.FENCED:
+        return report("lost", "a newer attempt of the run had begun: this one wrote nothing more", rank_code)
     if rank_code == ExitCode.STOPPED:
-        return ExitReport(outcome="released", exit_code=rank_code, reason="the job was stopped from outside and gave the run back")
-    log = directory.launcher_log if rank is None else directory.rank_log(rank)
-    if not log.exists():  # the rank ended before it had opened its own
-        log = directory.launcher_log
-    who = "the job's launcher" if rank is None else f"rank {rank}"
-    reason = f"{who} {_how(rank_code)}; the end of {log.name}:\n{tail(log) or '(empty)'}"
-    return ExitReport(outcome="faulty" if rank_code == ExitCode.FAULTY else "crashed", exit_code=rank_code, reason=_short(reason))
+        return report("released", "the job was asked to stop from outside and gave the run back", rank_code)
+    # A rank that a signal ended says nothing itself, and its peers report only that they lost it.
+    named = failed is not None and not _lost_peer(failed)
+    signalled = next(((number, c) for number, c in ranks if _is_cause(c)), None)
+    if signalled and (failed is None or failed.code == "internal") and (not named or signalled == ranks[0]):
+        return report("lost", f"rank {signalled[0]} {_how(signalled[1])}; {_end(telling)}", signalled[1])
+    if not ranks and code < 0 and not named:
+        return report("lost", f"the launcher of the job {_how(code)}; {_end(telling)}")
+    if _PORT_IN_USE.search("\n".join([*end_of(directory.launcher_log(launch.node_rank)), failed.message if failed else ""])):
+        meeting = f"{launch.master_address}:{launch.master_port}"
+        return report("lost", f"{meeting}, where the ranks were to meet, was taken by another program")
+    if failed is not None and named:
+        return report("crashed", failed.message, signature=signature(failed.code, failed.message))
+    if launch.num_nodes > 1 and (failed is not None or _PEER_IS_GONE.search(tail(telling))):
+        return report("lost", f"{LOST_PEERS}: {failed.message if failed else tail(telling, 1)}")
+    if failed is not None:
+        return report("crashed", failed.message)
+    reason = f"{'the launcher of the job' if rank is None else f'rank {rank}'} {_how(rank_code)}; {_end(telling)}"
+    if rank_code == ExitCode.FAULTY:
+        return report("faulty", reason, rank_code)
+    error = _exception(telling)
+    return report("crashed", reason, rank_code, signature("traceback", error) if error else None)
+
+
+def stall_report(worker: str, directory: AttemptDir, reason: str, rank: int) -> ExitReport:
+    """The report for a job that was killed because it had stopped moving; `rank` tells most."""
+    stacks = tail(directory.rank_log(rank), TAIL_LINES)[-MAX_TAIL:]
+    return ExitReport(worker=worker, outcome="lost", reason=_short(reason), stalled=True, log_tail=stacks)
 
 
 def failure(spool: Path) -> Failed | None:
     """Why the job failed. A rank that loses its peers reports that as well, as `internal`: so a fault counts above all, then
     another cause, and among equals the first."""
     failures = []
-    for line in _end_of(spool):
+    for line in end_of(spool):
         try:
             event = job_event.validate_json(line)
         except ValidationError:
             continue
         if isinstance(event, Failed):
             failures.append(event)
-    return min(failures, key=lambda event: (event.code not in FAULTY, event.code == "internal"), default=None)
+    return min(failures, key=lambda event: (event.code not in FAULTY, event.code == "internal", _lost_peer(event)), default=None)
 
 
-def tail(log: Path) -> str:
-    """The last lines of a log."""
-    return "\n".join(_end_of(log)[-TAIL_LINES:])
+def signature(code: str, message: str) -> str:
+    """Equal for two occurrences of one error: without numbers, addresses and paths."""
+    return " ".join(f"{code}: {_VARIABLE.sub('#', message)}".split())[:MAX_SIGNATURE]
 
 
-def _end_of(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        return file.read().decode(errors="replace").splitlines()
+def _lost_peer(failed: Failed) -> bool:
+    return failed.code == "internal" and bool(_PEER_IS_GONE.search(failed.message))
 
 
-def _first_failed_rank(directory: AttemptDir, code: int) -> tuple[int | None, int]:
-    """The rank that failed first with its exit code; no rank, and the launcher's, where its log names none."""
-    match = _FIRST_FAILURE.search("\n".join(_end_of(directory.launcher_log)))
-    return (int(match[2]), int(match[1])) if match else (None, code)
+def _is_cause(code: int) -> bool:
+    """Whether a signal ended the rank that was not the launcher's own: with SIGTERM it ends the others once one has failed."""
+    return code < 0 and code != -signal.SIGTERM
+
+
+def _end(log: Path) -> str:
+    return f"the end of {log.name}:\n{tail(log) or '(empty)'}"
+
+
+def _telling_log(directory: AttemptDir, launch: Launch, ranks: list[tuple[int, int]]) -> Path:
+    """Of the rank that failed first; of the launcher where none is named, or where it ended before it had opened its own."""
+    if ranks and (log := directory.rank_log(ranks[0][0])).exists():
+        return log
+    return directory.launcher_log(launch.node_rank)
+
+
+def _exception(log: Path) -> str | None:
+    """The last line of the last traceback in a log."""
+    lines = end_of(log)
+    begins = [i for i, line in enumerate(lines) if "Traceback (most recent call last)" in line]
+    return next((line for line in reversed(lines[begins[-1] :]) if _EXCEPTION.match(line)), None) if begins else None
 
 
 def _how(code: int) -> str:
@@ -92,7 +147,7 @@ def _how(code: int) -> str:
     return f"was ended by signal {-code}, {signal.strsignal(-code)}{hint}"
 
 
-def _short(reason: str, limit: int = 4000) -> str:
+def _short(reason: str, limit: int = MAX_REASON) -> str:
     """The reason within the protocol's length: the end of a log tells more than its beginning."""
     if len(reason) <= limit:
         return reason
