@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import ctypes
 import errno
 import faulthandler
@@ -14,6 +15,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from service.events import ExitCode
 from service.layout import AttemptDir, RunDir
@@ -84,5 +86,21 @@ def _log_to(attempt: AttemptDir, rank: int) -> None:
     os.close(log)
 
 
+def _run() -> NoReturn:
+    """Exit with `main`'s code after all other exit handlers, and without the interpreter's finalisation: that aborts the process
+    now and then ("terminate called without an active exception") where a thread wakes up in it, and what was a success is a crash.
+    """
+    code = [1]
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code[0])
+
+    atexit.register(leave)  # the first to be registered is the last to be called
+    code[0] = main()
+    sys.exit(code[0])
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _run()
