@@ -1,7 +1,8 @@
-"""Request bodies: how large one may be, and a specification in JSON or YAML."""
+"""Request bodies: how large and how slow one may be, and a specification in JSON or YAML."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import yaml
@@ -13,8 +14,11 @@ from service.errors import FieldError, InvalidSpec
 from service.spec import RunSpec, parse_spec, read_spec
 
 MAX_BODY_BYTES = 4 << 20
+SPEC_PATHS = ("/runs", "/runs:plan")
 MAX_SPEC_BYTES = 256 << 10
 """Of a specification: parsing YAML takes a second or two per MiB."""
+BODY_SECONDS = 30.0
+"""Within which a body must have arrived."""
 MAX_DEPTH = 100
 TOO_DEEP = "the body is nested too deeply for a specification"
 STARTS = (yaml.BlockMappingStartToken, yaml.BlockSequenceStartToken, yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken)
@@ -22,31 +26,41 @@ ENDS = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 
 
 class LimitBodies:
-    """Refuses a larger body while it arrives, so that none fills the memory."""
+    """Refuses a larger or a slower body while it arrives, so that none fills the memory or holds its place for ever."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        received = 0
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        received, arrived, deadline = 0, False, asyncio.get_running_loop().time() + BODY_SECONDS
         limit, remedy = MAX_BODY_BYTES, "send it in pieces"
-        if scope["type"] == "http" and scope["path"] == "/runs":
+        if scope["path"] in SPEC_PATHS or scope["path"].endswith("/fork"):
             limit, remedy = MAX_SPEC_BYTES, "a specification fits into less"
 
         async def bounded() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, arrived
+            if arrived:  # what follows is the client's going away
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the body was not there after {BODY_SECONDS:g} s: send it faster, or in pieces") from None
+            arrived = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > limit or _announced(scope) > limit:
                 raise HTTPException(413, f"the body is larger than {limit} bytes: {remedy}")
             return message
 
-        await self._app(scope, bounded if scope["type"] == "http" else receive, send)
+        await self._app(scope, bounded, send)
 
 
 def _announced(scope: Scope) -> int:
     length = Headers(scope=scope).get("content-length", "0")
-    return int(length) if length.isdecimal() else 0
+    return int(length) if length.isdecimal() and len(length) < 20 else 0
 
 
 def read_body(body: bytes, content_type: str) -> RunSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import structlog
@@ -15,15 +15,28 @@ from starlette.exceptions import HTTPException
 
 from service.errors import (
     AttemptLost,
+    CheckpointNotFound,
+    DiskFull,
+    EditConflict,
     EventGap,
     FieldError,
+    FilesNotHere,
+    Forbidden,
     IdempotencyConflict,
     InvalidSpec,
+    KeyNotFound,
     LogGap,
     MillionwayError,
+    QueueFull,
+    RateLimited,
+    RunIdTaken,
     RunNotFound,
     StoreUnavailable,
     TransitionRefused,
+    Unauthenticated,
+    WorkerNameTaken,
+    WorkerNotFound,
+    WorkerReplaced,
 )
 from service.sections import describe
 
@@ -46,6 +59,19 @@ KINDS: dict[type[MillionwayError], Kind] = {
     InvalidSpec: Kind(422, "invalid_spec", "The specification is wrong"),
     LogGap: Kind(409, "log_gap", "Bytes are missing before these"),
     RunNotFound: Kind(404, "run_not_found", "No run has this id"),
+    CheckpointNotFound: Kind(404, "checkpoint_not_found", "The run has no such checkpoint"),
+    DiskFull: Kind(507, "disk_full", "The API's disk takes no more"),
+    EditConflict: Kind(412, "edit_conflict", "The run was changed since it was read"),
+    QueueFull: Kind(429, "queue_full", "The owner's queue is full"),
+    KeyNotFound: Kind(404, "key_not_found", "No API key has this id"),
+    Unauthenticated: Kind(401, "unauthenticated", "The request carries no valid key"),
+    Forbidden: Kind(403, "forbidden", "The key's role does not allow this"),
+    RateLimited: Kind(429, "rate_limited", "Too many requests"),
+    FilesNotHere: Kind(404, "files_not_here", "The API does not see this file"),
+    WorkerNotFound: Kind(404, "worker_not_found", "No worker has this name"),
+    WorkerNameTaken: Kind(409, "worker_name_taken", "Another machine has this worker's name"),
+    WorkerReplaced: Kind(409, "worker_replaced", "A newer process has this worker's name"),
+    RunIdTaken: Kind(500, "run_id_taken", "A random id came twice"),
     StoreUnavailable: Kind(503, "store_unavailable", "The store does not answer"),
     TransitionRefused: Kind(409, "transition_refused", "The run's status does not allow this"),
 }
@@ -54,9 +80,28 @@ KINDS: dict[type[MillionwayError], Kind] = {
 INVALID_REQUEST = Kind(422, "invalid_request", "The request is wrong")
 NOT_FOUND = Kind(404, "not_found", "Nothing is here")
 METHOD_NOT_ALLOWED = Kind(405, "method_not_allowed", "The route does not take this method")
+BODY_TOO_SLOW = Kind(408, "body_too_slow", "The body takes too long")
 BODY_TOO_LARGE = Kind(413, "body_too_large", "The body is too large")
+URI_TOO_LONG = Kind(414, "uri_too_long", "The path is too long")
+RANGE_NOT_SATISFIABLE = Kind(416, "range_not_satisfiable", "The file has no byte in this range")
 UNSUPPORTED_MEDIA_TYPE = Kind(415, "unsupported_media_type", "The body is of another type")
+HEADERS_TOO_LARGE = Kind(431, "headers_too_large", "The headers are too large")
 INTERNAL_ERROR = Kind(500, "internal_error", "The API failed")
+
+
+_OTHERS = (
+    INVALID_REQUEST,
+    NOT_FOUND,
+    METHOD_NOT_ALLOWED,
+    BODY_TOO_SLOW,
+    BODY_TOO_LARGE,
+    URI_TOO_LONG,
+    UNSUPPORTED_MEDIA_TYPE,
+    RANGE_NOT_SATISFIABLE,
+    HEADERS_TOO_LARGE,
+    INTERNAL_ERROR,
+)
+KIND_OF_CODE = {kind.code: kind for kind in (*KINDS.values(), *_OTHERS)}
 
 
 class FieldProblem(BaseModel):
@@ -116,21 +161,30 @@ def _shown(value: Any) -> Any:
     return value if value is None or is_number else describe(value)
 
 
+def error_response(error: MillionwayError, path: str) -> Response:
+    kind = KINDS[type(error)]
+    match error:
+        case InvalidSpec():
+            return problem_response(kind, str(error), errors=error.errors)
+        case StoreUnavailable():
+            log.warning("store_unavailable", path=path, why=str(error))
+            return problem_response(kind, str(error), headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+        case Unauthenticated():
+            return problem_response(kind, str(error), headers={"WWW-Authenticate": 'Bearer realm="millionway"'})
+        case RateLimited():
+            return problem_response(kind, str(error), headers={"Retry-After": str(math.ceil(error.retry_after_seconds))})
+        case AttemptLost():
+            return problem_response(kind, str(error), current_attempt=error.current, run_status=error.status)
+        case LogGap():
+            return problem_response(kind, str(error), size=error.size)
+        case EventGap():
+            return problem_response(kind, str(error), last_seq=error.last_seq)
+    return problem_response(kind, str(error))
+
+
 async def _millionway_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MillionwayError)  # noqa: S101 - registered for nothing else
-    kind = KINDS[type(error)]
-    if isinstance(error, InvalidSpec):
-        return problem_response(kind, str(error), errors=error.errors)
-    if isinstance(error, StoreUnavailable):
-        log.warning("store_unavailable", path=request.url.path, why=str(error))
-        return problem_response(kind, str(error), headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
-    if isinstance(error, AttemptLost):
-        return problem_response(kind, str(error), current_attempt=error.current, run_status=error.status)
-    if isinstance(error, LogGap):
-        return problem_response(kind, str(error), size=error.size)
-    if isinstance(error, EventGap):
-        return problem_response(kind, str(error), last_seq=error.last_seq)
-    return problem_response(kind, str(error))
+    return error_response(error, request.url.path)
 
 
 async def _invalid_request(request: Request, error: Exception) -> Response:
@@ -158,8 +212,14 @@ async def _http_error(request: Request, error: Exception) -> Response:
     elif status == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
         kind, detail = METHOD_NOT_ALLOWED, f"{path} does not take {request.method}: use {allowed}"
+    elif status == 400:  # a body that is no text at all, or nested without end
+        kind, detail = INVALID_REQUEST, "the body cannot be read: send JSON, in UTF-8, nested less deeply"
+    elif status == 408:
+        kind = BODY_TOO_SLOW
     elif status == 413:
         kind = BODY_TOO_LARGE
+    elif status == 416:
+        kind = RANGE_NOT_SATISFIABLE
     elif status == 415:
         kind = UNSUPPORTED_MEDIA_TYPE
     else:
@@ -180,10 +240,38 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 
 def documents(*errors: type[MillionwayError] | Kind) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI entries of the problems that a route can answer with, beside a wrong request and an absent store."""
-    kinds = [error if isinstance(error, Kind) else KINDS[error] for error in (*errors, StoreUnavailable)] + [INVALID_REQUEST]
-    titles: dict[int, list[str]] = {}
+    """The OpenAPI entries of the problems that a route itself can answer with, beside a wrong request and an absent store."""
+    return {int(status): entry for status, entry in _entries([*map(_kind, errors), KINDS[StoreUnavailable], INVALID_REQUEST]).items()}
+
+
+def document_everywhere(paths: dict[str, dict[str, Any]], open_paths: frozenset[str]) -> None:
+    """Adds to each operation of an OpenAPI document what comes from before its route: key, role, limits, and our own failure."""
+    for path, operations in paths.items():
+        for operation in operations.values():
+            kinds = [INTERNAL_ERROR, URI_TOO_LONG, HEADERS_TOO_LARGE, KINDS[RateLimited]]
+            if path not in open_paths:
+                kinds += [KINDS[Unauthenticated], KINDS[Forbidden], KINDS[StoreUnavailable]]
+            if "requestBody" in operation:
+                kinds += [BODY_TOO_LARGE, BODY_TOO_SLOW, INVALID_REQUEST]
+            answers = operation["responses"]
+            kinds += [KIND_OF_CODE[code] for answer in answers.values() for code in answer.get("x-codes", ())]
+            answers |= _entries(kinds)
+
+
+def _kind(error: type[MillionwayError] | Kind) -> Kind:
+    return error if isinstance(error, Kind) else KINDS[error]
+
+
+def _entries(kinds: Iterable[Kind]) -> dict[str, dict[str, Any]]:
+    by_status: dict[str, dict[str, Kind]] = {}
     for kind in sorted(kinds):
-        titles.setdefault(kind.status, []).append(f"{kind.title} (`{kind.code}`)")
+        by_status.setdefault(str(kind.status), {})[kind.code] = kind
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {status: {"description": "; ".join(dict.fromkeys(lines)), "content": content} for status, lines in titles.items()}
+    return {
+        status: {
+            "description": "; ".join(f"{kind.title} (`{kind.code}`)" for kind in found.values()),
+            "content": content,
+            "x-codes": list(found),
+        }
+        for status, found in by_status.items()
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -32,24 +33,28 @@ def find_server() -> Path | None:
     return None
 
 
-def start(directory: Path, port: int, *, log: Path | None = None) -> subprocess.Popen[bytes]:
+def start(directory: Path, port: int, *, log: Path | None = None, password: str | None = None) -> subprocess.Popen[bytes]:
     """Start a server on the loopback interface; its data, append-only and fsynced at every write, in `directory`.
 
-    It dies with the caller. Raises FileNotFoundError without a server.
+    It dies with the caller. `password`: letters and digits, which clients must give. Raises FileNotFoundError without a server.
     """
     server = find_server()
     if server is None:
         raise FileNotFoundError(NO_SERVER)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     options = {
         "bind": "127.0.0.1",
         "port": str(port),
-        "dir": str(directory.resolve()),
+        "dir": json.dumps(str(directory.resolve()), ensure_ascii=False),
         "appendonly": "yes",
         "appendfsync": "always",  # an accepted run survives a power cut
-        "save": "",
+        "save": '""',
         "maxmemory-policy": "noeviction",
-        "logfile": "",  # stdout, into `log`
+        "logfile": '""',  # stdout, into `log`
     }
-    command = [str(server), *(part for name, value in options.items() for part in (f"--{name}", value))]
-    return processes.spawn(command, environment=os.environ, log=log or directory / "redis.log")
+    if password:
+        options["requirepass"] = password
+    settings = directory / "redis.conf"  # a command line is everybody's to read
+    settings.touch(mode=0o600)
+    settings.write_text("".join(f"{name} {value}\n" for name, value in options.items()))
+    return processes.spawn([str(server), str(settings)], environment=os.environ, log=log or directory / "redis.log")

@@ -22,6 +22,7 @@ from service.client import ApiClient
 from service.errors import ApiProblem, ApiUnavailable
 from service.launch import free_port
 from service.layout import write_whole
+from service.runs import Role, Worker
 from service.worker.machine import default_slots
 
 API_PORT = 8765
@@ -56,6 +57,7 @@ class Stack:
         self._state, self._say = state, say
         self._api_port = _port(port)
         self._redis_port = free_port()
+        self._redis_password = ""
         self.slots = slots or default_slots()
         self.url = f"http://{HOST}:{self._api_port}"
         self._holding = state.held()
@@ -69,6 +71,7 @@ class Stack:
     def __enter__(self) -> Self:
         self._holding.__enter__()
         try:
+            self._redis_password = self._state.make_redis_password()
             checks = {"redis": self._redis_answers, "api": self._api_answers, "worker": self._worker_is_known}
             for child in self._children:
                 child.process = child.start()
@@ -109,7 +112,7 @@ class Stack:
 
     def _start_redis(self) -> subprocess.Popen[bytes]:
         try:
-            return redis_server.start(self._state.redis, self._redis_port, log=self._state.log("redis"))
+            return redis_server.start(self._state.redis, self._redis_port, log=self._state.log("redis"), password=self._redis_password)
         except FileNotFoundError as error:
             raise StackError(str(error)) from None
 
@@ -117,7 +120,10 @@ class Stack:
         environment = {
             **os.environ,
             "MILLIONWAY_REDIS_URL": f"redis://{HOST}:{self._redis_port}/0",
+            "MILLIONWAY_REDIS_PASSWORD_FILE": str(self._state.redis_password.resolve()),
             "MILLIONWAY_STATE_DIR": str(self._state.api.resolve()),
+            "MILLIONWAY_KEYS_DIR": str(self._state.keys.resolve()),
+            "MILLIONWAY_RUNS_DIR": str(self._state.runs.resolve()),
             "MILLIONWAY_SHARED_FILES": "1",
         }
         self._state.api.mkdir(exist_ok=True)
@@ -127,29 +133,32 @@ class Stack:
     def _start_worker(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "service.worker", "--api", self.url, "--runs-dir", str(self._state.runs), "--name", "local"]
         command += ["--slots", str(self.slots), "--grace-seconds", str(JOB_GRACE_SECONDS)]
+        command += ["--key-file", str(self._state.keys / f"{Role.WORKER}.key")]
         return processes.spawn(command, environment=os.environ, log=self._state.log("worker"))
 
     def _redis_answers(self) -> bool:
         try:
-            with redis.Redis(port=self._redis_port, socket_timeout=2) as connection:
+            with redis.Redis(port=self._redis_port, password=self._redis_password, socket_timeout=2) as connection:
                 return bool(connection.ping())
         except redis.RedisError:
             return False
 
     def _api_answers(self) -> bool:
-        with ApiClient(self.url, timeout_seconds=5, retries=0) as client:
-            try:
-                client.ready()
-            except (ApiUnavailable, ApiProblem):
-                return False
-        return True
+        return self._workers() is not None
 
     def _worker_is_known(self) -> bool:
-        with ApiClient(self.url, timeout_seconds=5, retries=0) as client:
+        return any(worker.alive for worker in self._workers() or ())
+
+    def _workers(self) -> list[Worker] | None:
+        """None while the API does not serve, or has not made its keys yet."""
+        key = self._state.key(Role.ADMIN)
+        if key is None:
+            return None
+        with ApiClient(self.url, key=key, timeout_seconds=5, retries=0) as client:
             try:
-                return any(worker.alive for worker in client.workers())
+                return client.workers()
             except (ApiUnavailable, ApiProblem):
-                return False
+                return None
 
     def _wait_until(self, ready: Callable[[], bool], child: Child) -> None:
         deadline = time.monotonic() + READY_SECONDS

@@ -5,6 +5,7 @@ STATE_DIR/
   lock           held (flock) by the stack's process
   redis/         Redis's append-only file
   api/           the API's own files: logs of the runs
+  keys/          admin.key, worker.key, and redis.password; this user's alone
   runs/          the runs' directories (service/layout.py)
   logs/          what redis, the API and the worker print
 """
@@ -15,12 +16,15 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.errors import MillionwayError
+from service.layout import write_whole
+from service.runs import Role
 
 DEFAULT = Path(".millionway")
 LOCK_TRIES, LOCK_PAUSE_SECONDS = 10, 0.02
@@ -47,11 +51,43 @@ class StateDir:
         return self.path / "api"
 
     @property
+    def keys(self) -> Path:
+        return self.path / "keys"
+
+    @property
+    def redis_password(self) -> Path:
+        return self.keys / "redis.password"
+
+    @property
     def runs(self) -> Path:
         return self.path / "runs"
 
     def log(self, process: str) -> Path:
         return self.path / "logs" / f"{process}.log"
+
+    def key(self, role: Role) -> str | None:
+        """The secret of the stack's own key, None before its first start."""
+        try:
+            return (self.keys / f"{role}.key").read_text().strip()
+        except FileNotFoundError:
+            return None
+
+    def make_redis_password(self) -> str:
+        """The one that the Redis of this directory has, made once. Raises StackError."""
+        try:
+            self.keys.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self.redis_password.exists():
+                write_whole(self.redis_password, secrets.token_hex(32))
+            return self.redis_password.read_text()
+        except OSError as error:
+            raise StackError(f"{self.keys} cannot be written ({error}): correct its permissions, or give another --state-dir") from None
+
+    def redis_url(self) -> str | None:
+        """With its password; None without a running stack."""
+        if self.running_url() is None:
+            return None
+        port = json.loads(self.stack.read_text())["redis_port"]
+        return f"redis://:{self.redis_password.read_text()}@127.0.0.1:{port}/0"
 
     def running_url(self) -> str | None:
         """URL of the stack that holds this directory now, None without one."""

@@ -9,32 +9,32 @@ import difflib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
 from service.errors import FieldError, InvalidSpec
+from service.roots import inside
 from service.spec import RunSpec, check_fits_dataset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+OUR_ARGS = frozenset(
+    {"num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "features_only", "cache_dir"}
+)
+"""Arguments of timm.create_model that the specification's other fields decide, or that would load foreign weights."""
 SCAN_SECONDS = 3.0
 """A folder that takes longer to look through is let in; the job counts its images in any case."""
 
 
-def admit(spec: RunSpec, *, shared_files: bool) -> None:
-    """Raises InvalidSpec with everything that is wrong. `shared_files`: this process sees the worker's file system."""
-    errors = [*_placement(spec), *_backbone(spec), *_paths(spec)]
+def admit(spec: RunSpec, *, shared_files: bool, roots: Sequence[str] = ()) -> None:
+    """Raises InvalidSpec with everything that is wrong. `shared_files`: this process sees the worker's file system; `roots`: the folders
+    in which the paths must lie, any if there are none. Of a path elsewhere it is not said whether it exists."""
+    errors = [*_backbone(spec), *_paths(spec, roots, shared_files)]
     if shared_files and not errors:
         errors = [*_data_folder(spec), *_labelled_folders(spec)]
     if errors:
         raise InvalidSpec(errors)
-
-
-def _placement(spec: RunSpec) -> Iterator[FieldError]:
-    nodes = spec.resources.nodes
-    if nodes > 1:
-        yield FieldError("resources.nodes", nodes, f"resources.nodes is {nodes}: this release places a run on one node; set it to 1")
 
 
 @cache
@@ -50,6 +50,9 @@ def _backbone(spec: RunSpec) -> Iterator[FieldError]:
         near = difflib.get_close_matches(name, sorted(known), n=1)
         remedy = f"did you mean {near[0]!r}?" if near else "see service/backbones.txt for the names, e.g. 'resnet50'"
         yield FieldError("backbone.name", name, f"backbone.name {name!r} is no timm architecture known here: {remedy}")
+    for arg in sorted(OUR_ARGS & spec.backbone.args.keys()):
+        message = f"backbone.args has {arg}: other fields of the specification decide it, and no foreign weights are loaded: leave it out"
+        yield FieldError(f"backbone.args.{arg}", spec.backbone.args[arg], message)
 
 
 def _folders(spec: RunSpec) -> dict[str, str]:
@@ -61,10 +64,13 @@ def _folders(spec: RunSpec) -> dict[str, str]:
     return {field: path for field, path in named.items() if path is not None}
 
 
-def _paths(spec: RunSpec) -> Iterator[FieldError]:
+def _paths(spec: RunSpec, roots: Sequence[str], shared_files: bool) -> Iterator[FieldError]:
     for field, path in _folders(spec).items():
         if not PurePosixPath(path).is_absolute():
             yield FieldError(field, path, f"{field} is {path!r}: give the absolute path, as the worker sees it")
+        elif not inside(path, roots, on_disk=shared_files):
+            allowed = " or ".join(roots)
+            yield FieldError(field, path, f"{field} is {path!r}: it leads out of {allowed}, where data must lie: name a folder below")
 
 
 def _data_folder(spec: RunSpec) -> Iterator[FieldError]:

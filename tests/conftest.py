@@ -1,10 +1,11 @@
 """A real Redis server for the session, emptied before each test, and the real API in front of it.
 
-The session's API looks after the leases in its own database (1), so that it does not meddle with tests of the store (0).
+The session's API schedules in its own database (1), so that it does not meddle with tests of the store (0).
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +20,17 @@ import uvicorn
 from api.app import create_app
 from deploy import redis_server
 from service import processes
+from service.keys import Keys, new_secret
 from service.launch import free_port
+from service.redis_call import connect
+from service.runs import Role
 from service.settings import Settings
+
+FIRST_KEYS = {Role.ADMIN: new_secret(), Role.WORKER: new_secret()}
+"""The same for the whole session: an API remembers a key for some seconds."""
+ADMIN_KEY, WORKER_KEY = FIRST_KEYS.values()
+NO_LIMIT = 1e6
+"""Requests per second."""
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +75,25 @@ def emptied(url: str) -> str:
     return url
 
 
+def new_key(redis_url: str, name: str, role: Role = Role.USER) -> str:
+    """The secret of another key."""
+
+    async def create() -> str:
+        async with connect(redis_url) as connected:
+            return (await Keys(connected).create(name, role))[0]
+
+    return asyncio.run(create())
+
+
+def with_first_keys(redis_url: str) -> str:
+    async def create() -> None:
+        async with connect(redis_url) as connected:
+            assert await Keys(connected).create_first(FIRST_KEYS)
+
+    asyncio.run(create())
+    return redis_url
+
+
 @contextmanager
 def running_api(settings: Settings) -> Iterator[str]:
     """The real application behind a real server, and its URL."""
@@ -81,21 +110,32 @@ def running_api(settings: Settings) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def api_session(redis_session: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    settings = Settings(redis_url=f"{redis_session}/1", state_dir=tmp_path_factory.mktemp("api"))
+    settings = Settings(redis_url=f"{redis_session}/1", state_dir=tmp_path_factory.mktemp("api"), rate_limit=NO_LIMIT)
     with running_api(settings) as url:
         yield url
 
 
 @pytest.fixture
 def api_url(api_session: str, redis_session: str) -> str:
-    """The API on an empty database."""
-    emptied(f"{redis_session}/1")
+    """The API on an empty database, but for FIRST_KEYS."""
+    with_first_keys(emptied(f"{redis_session}/1"))
     return api_session
 
 
 @pytest.fixture
+def user_key(api_url: str, redis_session: str) -> str:
+    """Of alice, who may see nothing of others."""
+    return new_key(f"{redis_session}/1", "alice")
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
 def http(api_url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=api_url, trust_env=False, timeout=10) as client:
+    """With the administrator's key."""
+    with httpx.Client(base_url=api_url, headers=bearer(ADMIN_KEY), trust_env=False, timeout=10) as client:
         yield client
 
 
