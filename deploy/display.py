@@ -1,9 +1,10 @@
-"""How a run looks while it is followed: a live panel in a terminal, else one line per change."""
+"""How a run looks: a live panel while it is followed in a terminal, else one line per change; its wait, its attempts, a plan."""
 
 from __future__ import annotations
 
 import time
-from datetime import timedelta
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
 
@@ -15,11 +16,18 @@ from rich.table import Table
 from rich.text import Text
 
 from service.lifecycle import TERMINAL, Status
-from service.runs import Run
+from service.protocol import Plan
+from service.runs import Attempt, Run, Wait
 
 LINE_SECONDS = 3.0
 """At most one line in this time, apart from changes of status and phase."""
-COLOURS = {Status.SUCCEEDED: "green", Status.FAILED: "red", Status.CANCELLED: "yellow", Status.RUNNING: "cyan"}
+COLOURS = {
+    Status.SUCCEEDED: "green",
+    Status.FAILED: "red",
+    Status.CANCELLED: "yellow",
+    Status.PAUSED: "yellow",
+    Status.RUNNING: "cyan",
+}
 
 
 class Display:
@@ -56,6 +64,8 @@ class Display:
 def panel(run: Run, note: str = "") -> RenderableType:
     """The run as a panel of a few lines."""
     lines: list[RenderableType] = [Text(run.reason or "")]
+    if run.wait is not None:
+        lines += [Text(line, style="dim") for line in wait_lines(run.wait)]
     if run.progress is not None:
         progress = run.progress
         bar = Table.grid(padding=(0, 1))
@@ -93,6 +103,60 @@ def one_line(run: Run, note: str = "") -> str:
         if run.status not in TERMINAL:
             parts += [_numbers(run), f"ETA {duration(progress.eta_seconds)}"]
     return "  ".join(part for part in (*parts, _accuracies(run), note) if part)
+
+
+def wait_lines(wait: Wait) -> Iterator[str]:
+    """Why a run waits, each reason, and what would let it start."""
+    start = "" if wait.starts_at is None else f", expected to start at {clock(wait.starts_at)}"
+    yield f"position {wait.position} in the queue{start}"
+    yield from (f"waits: {reason.message} ({reason.token})" for reason in wait.reasons)
+    yield from (f"starts now with: {what}" for what in wait.starts_if)
+
+
+def attempt_lines(attempt: Attempt, *, with_log_tail: bool = False) -> Iterator[str]:
+    """An attempt in a line, and one for each node: worker, slots, how it ended there."""
+    begun = "" if attempt.start_step is None else f" from step {attempt.start_step}"
+    seconds = "" if attempt.ended_at is None else f" after {duration(attempt.ended_at - attempt.placed_at)}"
+    ended = f"{attempt.outcome}{seconds}: {attempt.reason}" if attempt.outcome else "goes on"
+    yield f"attempt {attempt.number}  {clock(attempt.placed_at)}{begun}  {ended}"
+    for node, member in enumerate(attempt.members):
+        code = "" if member.exit_code is None else f", exit code {member.exit_code}"
+        slots = ",".join(map(str, member.slots))
+        first = node * attempt.ranks_per_node
+        ranks = f"ranks {first}-{first + attempt.ranks_per_node - 1}" if attempt.ranks_per_node > 1 else f"rank {first}"
+        why = f": {member.reason}" if member.reason else ""
+        yield f"  node {node}  {member.worker} on {member.host}, slots {slots}, {ranks}  {member.state}{code}{why}"
+        if with_log_tail:
+            yield from (f"    | {line}" for line in member.log_tail.splitlines())
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """A plan, one fact a line."""
+    if not plan.feasible:
+        yield "cannot run on the workers that there are"
+    elif plan.starts_now:
+        yield f"starts now on {plan.ranks} ranks: {', '.join(plan.placement or ())}"
+    else:
+        start = "" if plan.starts_at is None else f", expected to start at {clock(plan.starts_at)}"
+        yield f"waits at position {plan.position} in the queue{start}"
+    yield from (f"  {reason.message} ({reason.token})" for reason in plan.reasons)
+    yield from (f"  starts now with: {what}" for what in plan.starts_if)
+    yield f"{'images':<12}{'not known' if plan.num_images is None else f'{plan.num_images:,}'}"
+    if plan.memory is not None:
+        memory = plan.memory
+        yield f"{'memory':<12}{_size(memory.total)} per rank{'' if plan.ranks is None else f' of {plan.ranks}'}, beside Python and PyTorch"
+        for name in ("rows", "rows_momentum", "classifier_work", "encoder", "activations"):
+            yield f"  {name.replace('_', ' '):<17}{_size(getattr(memory, name))}"
+    yield f"{'duration':<12}" + ("not known: no run like it has trained yet" if plan.eta_seconds is None else duration(plan.eta_seconds))
+
+
+def clock(seconds: float) -> str:
+    """A Unix time as date and time of this machine."""
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _size(num_bytes: int | None) -> str:
+    return "not known" if num_bytes is None else f"{num_bytes / 2**20:,.1f} MiB" if num_bytes < 2**30 else f"{num_bytes / 2**30:,.2f} GiB"
 
 
 def duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from deploy import redis_server
 from deploy.state import StateDir
-from service.client import ApiClient
+from deploy.terminal import connect
 from service.errors import MillionwayError
 from service.worker.machine import num_cores
 
@@ -48,14 +48,14 @@ class Check:
     """Training cannot work without it."""
 
 
-def examine(state: StateDir, api: str | None) -> list[Check]:
+def examine(state: StateDir, api: str | None, key_file: Path | None) -> list[Check]:
     """All checks, in the order in which a person would look."""
     return [
         Check("python", f"{platform.python_version()} at {sys.executable}"),
         *_packages(),
         *_torch(),
         _redis(),
-        _api(state, api),
+        _api(state, api, key_file),
         _state(state),
         _disk(state.path),
         _shared_memory(Path("/dev/shm")),  # noqa: S108 - the loaders' shared memory, not a temporary file of ours
@@ -118,19 +118,19 @@ def _redis() -> Check:
     return Check("redis server", str(server)) if server else Check("redis server", "none", redis_server.NO_SERVER)
 
 
-def _api(state: StateDir, api: str | None) -> Check:
-    url = api or state.running_url()
-    if url is None:
+def _api(state: StateDir, api: str | None, key_file: Path | None) -> Check:
+    if api is None and state.running_url() is None:
         return Check("api", "none is running here", "start one: millionway up (or name one: --api URL)")
     try:
-        with ApiClient(url, timeout_seconds=5, retries=0) as client:
+        with connect(api, key_file, state=state, retries=0) as client:
             client.ready()
             workers = [worker for worker in client.workers() if worker.alive]
     except MillionwayError as error:
-        return Check("api", str(error), "start it, or correct --api, MILLIONWAY_API")
+        return Check("api", str(error), "start it, or correct --api, MILLIONWAY_API, --key-file, MILLIONWAY_KEY")
     if not workers:
-        return Check("api", f"{url} answers; no worker", "start one: python -m service.worker --api URL --runs-dir DIR")
-    return Check("api", f"{url} and its Redis answer; {len(workers)} workers")
+        found = f"{client.url} answers; no worker"
+        return Check("api", found, "start one: python -m service.worker --api URL --key-file FILE --runs-dir DIR")
+    return Check("api", f"{client.url} and its Redis answer; {len(workers)} workers")
 
 
 def _state(state: StateDir) -> Check:

@@ -1,9 +1,9 @@
-"""Following a run and its logs over HTTP by polling, and listing runs page by page."""
+"""Following a run and its logs over HTTP, and reading lists page by page."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
@@ -11,9 +11,12 @@ from deploy.display import Display
 from service.client import ApiClient
 from service.errors import ApiUnavailable
 from service.lifecycle import TERMINAL, Status
-from service.runs import Run
+from service.runs import Run, RunEvent
 
 POLL_SECONDS = 0.5
+"""At least between two looks at a run."""
+REFRESH_SECONDS = 5.0
+"""At most, also when nothing happens to it: why a run waits changes with the others."""
 AWAY_SECONDS = 60.0
 """How long the API may be away before the follower gives up."""
 MAX_PAGE = 200
@@ -28,7 +31,7 @@ def follow(client: ApiClient, run: Run, console: Console) -> Run:
         while run.status not in TERMINAL:
             time.sleep(POLL_SECONDS)
             try:
-                run = client.run(run.id)
+                run = client.run(run.id, wait_for_version=run.version + 1, wait_seconds=REFRESH_SECONDS)
                 answered = time.monotonic()
             except ApiUnavailable:
                 if time.monotonic() - answered > AWAY_SECONDS:
@@ -42,36 +45,42 @@ def follow(client: ApiClient, run: Run, console: Console) -> Run:
 def log_pieces(client: ApiClient, run_id: str, name: str, *, attempt: int | None, follow_it: bool) -> Iterator[bytes]:
     """A log piece by piece, of `attempt` or from the newest on. Followed, it goes on to the run's end, through later attempts.
 
-    Raises ApiUnavailable when the API is away: at once, or, followed, after AWAY_SECONDS.
+    Raises ApiUnavailable when the API is away for longer than the client's retries.
     """
-    number, offset, answered = attempt, 0, time.monotonic()
+    number = attempt or max(1, client.run(run_id).attempt)
+    if not follow_it:
+        piece, offset = client.log(run_id, attempt=number, name=name)
+        while piece:
+            yield piece
+            piece, offset = client.log(run_id, attempt=number, name=name, offset=offset)
+        return
     while True:
-        try:
-            run = client.run(run_id)  # before the read, so that the last turn reads to the end
-            number = number or max(1, run.attempt)
-            while True:
-                piece, offset = client.log(run_id, attempt=number, name=name, offset=offset)
-                if not piece:
-                    break
-                yield piece
-            answered = time.monotonic()
-        except ApiUnavailable:
-            if not follow_it or time.monotonic() - answered > AWAY_SECONDS:
-                raise
-        else:
-            if attempt is None and follow_it and number < run.attempt:
-                number, offset = number + 1, 0
-                continue
-            if not follow_it or run.status in TERMINAL:
-                return
-        time.sleep(POLL_SECONDS)
+        yield from client.follow_log(run_id, number, name=name)
+        run = client.run(run_id)
+        while attempt is None and run.attempt == number and run.status not in TERMINAL:  # it is queued, or paused
+            run = client.run(run_id, wait_for_version=run.version + 1)
+        if attempt is not None or number >= run.attempt:
+            return
+        number += 1
 
 
-def newest_runs(client: ApiClient, status: Status | None, limit: int) -> tuple[list[Run], bool]:
-    """The newest runs, at most `limit`, and whether there are more."""
-    page = client.runs(status=status, limit=min(limit, MAX_PAGE))
-    found = page.runs
-    while page.has_more and len(found) < limit:
-        page = client.runs(status=status, cursor=page.next_cursor, limit=min(limit - len(found), MAX_PAGE))
+def all_events(client: ApiClient, run_id: str) -> Iterator[RunEvent]:
+    """What is kept of a run's events so far, oldest first."""
+    page = client.event_page(run_id)
+    while page.events:
+        yield from page.events
+        page = client.event_page(run_id, after=page.next_cursor)
+
+
+def newest_runs(
+    client: ApiClient, limit: int, *, status: Status | None = None, owner: str | None = None, labels: Sequence[str] | None = None
+) -> tuple[list[Run], bool]:
+    """The newest runs, at most `limit`, and whether there are more. `labels`: NAME=VALUE, all of which must hold."""
+    found: list[Run] = []
+    cursor = None
+    while True:
+        page = client.runs(status=status, owner=owner, labels=labels, cursor=cursor, limit=min(limit - len(found), MAX_PAGE))
         found += page.runs
-    return found, page.has_more
+        if not page.has_more or len(found) >= limit:
+            return found, page.has_more
+        cursor = page.next_cursor

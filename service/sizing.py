@@ -1,0 +1,131 @@
+"""Memory of one rank, and how long a run trains, from its specification: arithmetic, for a plan before anything starts.
+
+N images (rows), P ranks, D embedding size, B samples of the global batch, b of one rank, C classes of a chunk, K hardest classes, p
+parameters of the encoder. Bytes are those of tensors; Python, PyTorch and what their allocators keep come on top. How far the estimate
+lies from what was measured stands in LOG.md.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from service.fork import SMALL_IMAGE
+from service.protocol import MemoryEstimate
+from service.spec import RunSpec
+
+FP32 = 4
+REDUCE_BUCKET = 500_000_000
+"""Gradients that DeepSpeed's ZeRO collects before it reduces them (reduce_bucket_size); on a GPU the buffer is taken whole."""
+SAME_SIZE = frozenset({"img_size", "drop_rate", "drop_path_rate", "zero_init_last"})
+"""Arguments of timm's constructors that change nothing here, but for an embedding of positions."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneSize:
+    """A line of backbone_sizes.txt (trainer/backbone_sizes.py)."""
+
+    has_small_stem: bool
+    pixels: int
+    """Side of the images that it was measured with."""
+    num_features: int
+    num_parameters: int
+    image_bytes: int
+    """What one image adds to the peak of a forward and backward pass in fp32."""
+
+
+@cache
+def backbone_sizes() -> dict[tuple[str, str], BackboneSize]:
+    """By name and the constructor's arguments, as JSON; without the architectures that could not be measured."""
+    sizes = {}
+    for line in (files("service") / "backbone_sizes.txt").read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        name, args, stem, *numbers = line.split("\t")
+        if "-" not in numbers:
+            sizes[name, args] = BackboneSize(stem == "small", *map(int, numbers))
+    return sizes
+
+
+def backbone_size(spec: RunSpec) -> BackboneSize | None:
+    """None where the architecture, or this one with its arguments, was not measured."""
+    args = {name: value for name, value in spec.backbone.args.items() if name not in SAME_SIZE}
+    return backbone_sizes().get((spec.backbone.name, json.dumps(args, separators=(",", ":"), sort_keys=True)))
+
+
+def memory_per_rank(spec: RunSpec, num_images: int, num_ranks: int) -> MemoryEstimate:
+    """Of the rank that holds most, at the peak of a training step."""
+    size = backbone_size(spec)
+    rows = -(-num_images // num_ranks) * spec.classifier.embedding_size * FP32
+    work = _classifier_work(spec, num_images, num_ranks)
+    encoder = _encoder(spec, size, num_ranks) if size else None
+    activations = _activations(spec, size, num_ranks) if size else None
+    total = None if encoder is None or activations is None else 2 * rows + work + encoder + activations
+    return MemoryEstimate(rows=rows, rows_momentum=rows, classifier_work=work, encoder=encoder, activations=activations, total=total)
+
+
+def local_batch(spec: RunSpec, num_ranks: int) -> int:
+    """Views in a step of one rank, at most."""
+    return -(-spec.optimizer.global_batch_size // num_ranks) * spec.augmentation.views_per_image
+
+
+def num_steps(spec: RunSpec, num_images: int) -> int:
+    """Length of the run (trainer/schedule.py)."""
+    schedule = spec.schedule
+    return schedule.steps or (schedule.epochs or 0) * -(-num_images // spec.optimizer.global_batch_size)
+
+
+def training_seconds(spec: RunSpec, num_images: int, num_ranks: int, images_per_second: float) -> float:
+    """Without the prior, evaluations and checkpoints. `images_per_second`: of one rank."""
+    return num_steps(spec, num_images) * min(spec.optimizer.global_batch_size, num_images) / (images_per_second * num_ranks)
+
+
+def _classifier_work(spec: RunSpec, num_images: int, num_ranks: int) -> int:
+    """What the classifier holds beside rows and momentum (trainer/classifier)."""
+    section = spec.classifier
+    D, K, b = section.embedding_size, section.hardest_k if section.smoothing else 0, local_batch(spec, num_ranks)
+    if section.parallelism == "zero3":  # the rank's own samples against all rows, which are gathered, and get a whole gradient
+        n, B, gathered = num_images, b, 2 * num_images * D * FP32
+    else:
+        n, B, gathered = -(-num_images // num_ranks), b * num_ranks, 0
+    # A chunk's scores and their exponentials, in fp32, and these once more in fp64, which their sum is taken in; the chunk's rows.
+    scores = (2 * FP32 + 8) * B * min(section.chunk_size, n) + 3 * min(section.chunk_size, n) * D * FP32
+    # Features, their gradients and targets, as they were gathered and as they travel; ids and weights of the target classes.
+    step = gathered + scores + 7 * B * D * FP32 + 40 * B * (1 + K)
+    if section.hardest_by != "class_similarity" or not K:
+        return step
+    # Between two steps: the table, unit-norm rows, and scores with ids of the nearest so far (trainer/classifier/similarity.py).
+    block = min(4096, n)
+    search = n * D * FP32 + n * K * (FP32 + 8) + block * (block + 4 * K) * FP32
+    return n * K * 4 + max(step, search)
+
+
+def _encoder(spec: RunSpec, size: BackboneSize, num_ranks: int) -> int:
+    """Parameters, gradients and momentum under DeepSpeed 0.19, and its buffers."""
+    hidden, D = spec.projector.hidden_size or size.num_features, spec.classifier.embedding_size
+    p = size.num_parameters + (size.num_features + 1) * hidden + 2 * hidden * spec.projector.batch_norm + (hidden + 1) * D
+    own, width = -(-p // num_ranks), 2 if spec.precision == "fp16" else FP32
+    if spec.zero_stage == 0:
+        return 3 * p * FP32
+    bucket = REDUCE_BUCKET * FP32
+    states = 3 * own * FP32  # the partition's fp32 copy (stages 1 and 2 take one in fp32 too), momentum and gradient
+    if spec.zero_stage == 1:
+        return 2 * p * width + states + bucket
+    if spec.zero_stage == 2:
+        return p * width + states + bucket
+    # The partition, and all parameters while they are gathered (up to stage3_max_live_parameters, 1e9).
+    return (own + p) * width + states - (own * FP32 if width == FP32 else 0) + bucket
+
+
+def _activations(spec: RunSpec, size: BackboneSize, num_ranks: int) -> int:
+    """Of the local batch. Halved with 16 bits, where the maps of the convolutions and products are in it; bf16 (autocast) copies the
+    weights too."""
+    pixels = spec.data.image_size
+    # The small stem works at the resolution that the standard one has at twice the size.
+    if size.has_small_stem and (spec.backbone.stem == "small" or (spec.backbone.stem == "auto" and pixels < SMALL_IMAGE)):
+        pixels *= 2
+    fp32 = local_batch(spec, num_ranks) * size.image_bytes * (pixels / size.pixels) ** 2
+    weights = 2 * size.num_parameters if spec.precision == "bf16" else 0
+    return round(fp32 if spec.precision == "fp32" else fp32 / 2) + weights
