@@ -45,3 +45,16 @@ def test_the_order_follows_from_seed_and_epoch_alone() -> None:
     assert first.dtype == np.int64
     for other in others:
         assert np.mean(other == first) < 0.02
+
+
+@given(st.integers(8, 300), st.integers(4, 64), st.lists(st.sampled_from([1, 2, 3, 4, 7]), min_size=1, max_size=6), st.data())
+def test_every_instance_is_seen_once_per_epoch_also_when_the_ranks_change_in_it(
+    N: int, B: int, sizes: list[int], data: st.DataObject
+) -> None:
+    """Any number of ranks at any step: which images a step sees is a function of the step alone."""
+    seen: list[int] = []
+    for step in range(steps_per_epoch(N, B)):
+        world_size = data.draw(st.sampled_from(sizes))
+        batch = batch_instances(N, B, 3, 1, step)
+        seen += [int(i) for rank in range(world_size) for i in rank_share(batch, rank, world_size)]
+    assert sorted(seen) == list(range(N))
