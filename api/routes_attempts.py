@@ -10,27 +10,23 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
+from api.auth import WorkerDep
 from api.problems import documents
 from api.state import LogsDep, StoreDep
-from service.errors import AttemptLost, EventGap, LogGap, RunNotFound, TransitionRefused
+from service.errors import AttemptLost, DiskFull, EventGap, Forbidden, LogGap, RunNotFound, Unauthenticated
 from service.event_effects import read_event
-from service.protocol import LOG_NAME, EventAck, EventBatch, ExitReport, HeartbeatReply, LogAck
+from service.protocol import LOG_NAME, EventAck, EventBatch, ExitReport, LogAck
 from service.runs import Run
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/runs/{run_id}/attempts/{attempt}", tags=["attempts"])
 
+PIECE = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}}
 Attempt = Annotated[int, Path(ge=1, le=1_000_000)]
 
 
-@router.post("/heartbeat", responses=documents(RunNotFound, AttemptLost))
-async def heartbeat(run_id: str, attempt: Attempt, store: StoreDep) -> HeartbeatReply:
-    """Renews the lease; the answer says whether to go on."""
-    return await store.heartbeat(run_id, attempt)
-
-
-@router.post("/events", responses=documents(RunNotFound, AttemptLost, EventGap))
-async def events(run_id: str, attempt: Attempt, batch: EventBatch, store: StoreDep) -> EventAck:
+@router.post("/events", responses=documents(Unauthenticated, Forbidden, RunNotFound, AttemptLost, EventGap))
+async def events(run_id: str, attempt: Attempt, batch: EventBatch, store: StoreDep, key: WorkerDep) -> EventAck:
     """Lines of the spool. What was applied already is skipped; after a gap nothing is applied."""
     try:
         known = [read_event(event) for event in batch.events]
@@ -39,7 +35,9 @@ async def events(run_id: str, attempt: Attempt, batch: EventBatch, store: StoreD
     return await store.apply_events(run_id, attempt, known)
 
 
-@router.put("/logs/{name}", responses=documents(RunNotFound, AttemptLost, LogGap))
+@router.put(
+    "/logs/{name}", openapi_extra=PIECE, responses=documents(Unauthenticated, Forbidden, RunNotFound, AttemptLost, LogGap, DiskFull)
+)
 async def put_log(
     run_id: str,
     attempt: Attempt,
@@ -48,6 +46,7 @@ async def put_log(
     request: Request,
     store: StoreDep,
     logs: LogsDep,
+    key: WorkerDep,
 ) -> LogAck:
     """A piece of log. The logs of a lost attempt are still worth having."""
     await store.newest_attempt(run_id, at_least=attempt)
@@ -55,9 +54,10 @@ async def put_log(
     return LogAck(size=await asyncio.to_thread(logs.append, run_id, attempt, name, offset, piece))
 
 
-@router.post("/exit", responses=documents(RunNotFound, AttemptLost, TransitionRefused))
-async def exit_(run_id: str, attempt: Attempt, report: ExitReport, store: StoreDep) -> Run:
-    """The attempt's end; send its events first."""
+@router.post("/exit", responses=documents(Unauthenticated, Forbidden, RunNotFound, AttemptLost))
+async def exit_(run_id: str, attempt: Attempt, report: ExitReport, store: StoreDep, key: WorkerDep) -> Run:
+    """A node's last word on an attempt; send its events first. Once or more often, also after the attempt's end."""
     run = await store.exit(run_id, attempt, report)
-    log.info("attempt_ended", run_id=run_id, attempt=attempt, outcome=report.outcome, exit_code=report.exit_code, status=run.status)
+    about = {"worker": report.worker, "outcome": report.outcome, "exit_code": report.exit_code, "status": run.status}
+    log.info("node_ended", run_id=run_id, attempt=attempt, **about)
     return run

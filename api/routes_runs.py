@@ -1,22 +1,29 @@
-"""Runs, for people and their programs: submit, look, cancel."""
+"""Runs, for people and their programs: submit, look, change, stop, go on."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+import time
+from typing import Annotated, Any, Literal
 
 import structlog
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
+from api.auth import OwnRun, UserDep
 from api.bodies import read_body
 from api.problems import BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, documents
 from api.queries import refuse_unknown_query
-from api.state import SettingsDep, StoreDep
+from api.state import ChangesDep, SchedulerDep, SettingsDep, StoreDep
+from api.waits import with_wait
 from service.admission import admit
-from service.errors import IdempotencyConflict, InvalidSpec, RunNotFound, TransitionRefused
+from service.changes import wait_for
+from service.errors import CheckpointNotFound, EditConflict, Forbidden, IdempotencyConflict, InvalidSpec, QueueFull, RunNotFound
+from service.errors import TransitionRefused, Unauthenticated
+from service.fork import forked_spec
 from service.lifecycle import Status
-from service.protocol import MetricPage, RunPage
-from service.runs import Checkpoint, Run, Transition
+from service.protocol import MAX_WAIT_SECONDS, Fork, RunPage, RunPatch
+from service.runs import Parent, Role, Run
+from service.settings import Settings
 from service.spec import RunSpec
 
 log = structlog.get_logger()
@@ -25,10 +32,13 @@ router = APIRouter(tags=["runs"], dependencies=[Depends(refuse_unknown_query)])
 SPEC_SCHEMA = {"schema": {"$ref": "#/components/schemas/RunSpec"}}
 SPEC_BODY = {"requestBody": {"required": True, "content": {"application/json": SPEC_SCHEMA, "application/yaml": SPEC_SCHEMA}}}
 LOCATION = {"Location": {"description": "The run's path", "schema": {"type": "string"}}}
+ETAG = {"ETag": {"description": "Number of changes by PATCH", "schema": {"type": "string"}}}
+KNOWN = (Unauthenticated, Forbidden)
 SUBMITTED: dict[int | str, dict[str, Any]] = {
     201: {"headers": LOCATION},
-    **documents(InvalidSpec, IdempotencyConflict, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE),
+    **documents(*KNOWN, InvalidSpec, IdempotencyConflict, QueueFull, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE),
 }
+IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 
 
 @router.post("/runs", status_code=201, responses=SUBMITTED, openapi_extra=SPEC_BODY)
@@ -37,65 +47,132 @@ async def submit(
     response: Response,
     store: StoreDep,
     settings: SettingsDep,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    key: UserDep,
+    idempotency_key: IdempotencyKey = None,
 ) -> Run:
     """Put a run into the queue. With an Idempotency-Key, a repeated submission within 24 h answers with the same run."""
-    body, content_type = await request.body(), request.headers.get("content-type", "")
-    spec = await asyncio.to_thread(_admitted, body, content_type, settings.shared_files)
-    run = await store.submit(spec, idempotency_key)
+    spec = await admitted(request, settings)
+    run = await store.submit(spec, key.name, idempotency_key)
     response.headers["Location"] = f"/runs/{run.id}"
-    log.info("submitted", run_id=run.id, attempt=run.attempt, name=run.name)
+    log.info("submitted", run_id=run.id, attempt=run.attempt, name=run.name, owner=run.owner)
     return run
 
 
-def _admitted(body: bytes, content_type: str, shared_files: bool) -> RunSpec:
+async def admitted(request: Request, settings: Settings) -> RunSpec:
+    """The specification in the body. Raises InvalidSpec."""
+    body, content_type = await request.body(), request.headers.get("content-type", "")
+    return await asyncio.to_thread(_admitted, body, content_type, settings)
+
+
+def _admitted(body: bytes, content_type: str, settings: Settings) -> RunSpec:
     spec = read_body(body, content_type)
-    admit(spec, shared_files=shared_files)
+    admit(spec, shared_files=settings.shared_files, roots=settings.data_roots)
     return spec
 
 
-@router.get("/runs", responses=documents())
+@router.get("/runs", responses=documents(*KNOWN))
 async def list_runs(
     store: StoreDep,
+    scheduler: SchedulerDep,
+    key: UserDep,
     status: Status | None = None,
+    label: Annotated[list[str] | None, Query(description="NAME=VALUE; several must all hold", max_length=32)] = None,
     cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,15}$", description="next_cursor of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> RunPage:
-    """Newest first."""
-    return await store.list_runs(status=status, cursor=int(cursor) if cursor else None, limit=limit)
+    """Newest first: a user's own; an admin's are everybody's."""
+    owner = None if key.role == Role.ADMIN else key.name
+    labels = dict(pair.partition("=")[::2] for pair in label or ())
+    page = await store.list_runs(status=status, owner=owner, labels=labels, cursor=int(cursor) if cursor else None, limit=limit)
+    return page.model_copy(update={"runs": [await with_wait(run, scheduler) for run in page.runs]})
 
 
-@router.get("/runs/{run_id}", responses=documents(RunNotFound))
-async def get_run(run_id: str, store: StoreDep) -> Run:
-    return await store.get(run_id)
-
-
-@router.post("/runs/{run_id}/cancel", status_code=202, responses=documents(RunNotFound, TransitionRefused))
-async def cancel(run_id: str, store: StoreDep) -> Run:
-    """Once or more often; the run is `cancelling` until its worker has stopped it."""
-    run = await store.cancel(run_id)
-    log.info("cancel_requested", run_id=run_id, attempt=run.attempt, status=run.status)
-    return run
-
-
-@router.get("/runs/{run_id}/history", responses=documents(RunNotFound))
-async def history(run_id: str, store: StoreDep) -> list[Transition]:
-    """Every change of status with its reason, oldest first."""
-    return await store.history(run_id)
-
-
-@router.get("/runs/{run_id}/metrics", responses=documents(RunNotFound))
-async def metrics(
-    run_id: str,
+@router.get("/runs/{run_id}", responses={200: {"headers": ETAG}, **documents(*KNOWN, RunNotFound)})
+async def get_run(
+    run: OwnRun,
+    response: Response,
     store: StoreDep,
-    after: Annotated[str | None, Query(pattern=r"^[0-9]{1,9}-[0-9]{1,15}$", description="next_cursor of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
-) -> MetricPage:
-    """Progress and evaluations, oldest first."""
-    return await store.metrics(run_id, after=after, limit=limit)
+    changes: ChangesDep,
+    scheduler: SchedulerDep,
+    wait_for_version: Annotated[int | None, Query(ge=0, description="Wait until the run's version is at least this")] = None,
+    timeout: Annotated[float, Query(ge=0, le=MAX_WAIT_SECONDS, description="Seconds to wait at most")] = 30.0,
+) -> Run:
+    """A run; with wait_for_version, as soon as it has changed."""
+    if wait_for_version is not None:
+        deadline = time.monotonic() + timeout
+        with changes.watch(run.id) as changed:
+            run = await store.get(run.id)
+            while run.version < wait_for_version and (left := deadline - time.monotonic()) > 0:
+                await wait_for(changed, min(left, 5.0))
+                run = await store.get(run.id)
+    response.headers["ETag"] = f'"{run.edits}"'
+    return await with_wait(run, scheduler)
 
 
-@router.get("/runs/{run_id}/checkpoints", responses=documents(RunNotFound))
-async def checkpoints(run_id: str, store: StoreDep) -> list[Checkpoint]:
-    """Those that are still on the worker's disk, oldest first."""
-    return await store.checkpoints(run_id)
+@router.patch("/runs/{run_id}", responses={200: {"headers": ETAG}, **documents(*KNOWN, RunNotFound, EditConflict)})
+async def edit(
+    run: OwnRun,
+    patch: RunPatch,
+    response: Response,
+    store: StoreDep,
+    if_match: Annotated[str | None, Header(pattern=r'^(\*|(W/)?"?[0-9]{1,15}"?)$', description="The ETag that was read")] = None,
+) -> Run:
+    """Change priority or labels, whatever the run does."""
+    expected = None if if_match in (None, "*") else int(if_match.removeprefix("W/").strip('"'))
+    edited = await store.edit(run.id, patch, expected)
+    response.headers["ETag"] = f'"{edited.edits}"'
+    return edited
+
+
+def _add_request(name: Literal["pause", "resume", "cancel", "kill"], description: str) -> None:
+    @router.post(
+        f"/runs/{{run_id}}/{name}",
+        status_code=202,
+        name=name,
+        description=description,
+        responses=documents(*KNOWN, RunNotFound, TransitionRefused),
+    )
+    async def request(run: OwnRun, store: StoreDep, key: UserDep) -> Run:
+        changed = await store.request(run.id, name)
+        log.info("requested", request=name, run_id=run.id, attempt=run.attempt, status=changed.status, by=key.name)
+        return changed
+
+
+_add_request("cancel", "Stop a run for good, with a checkpoint. Once or more often; it is `cancelling` until its workers have stopped it.")
+_add_request("kill", "Stop a run for good, at once, without a checkpoint.")
+_add_request("pause", "Stop a run with a checkpoint; it keeps its place until `resume`.")
+_add_request("resume", "Put a paused run back into the queue; it goes on from its last checkpoint.")
+
+
+@router.post(
+    "/runs/{run_id}/fork",
+    status_code=201,
+    responses={
+        201: {"headers": LOCATION},
+        **documents(*KNOWN, RunNotFound, CheckpointNotFound, InvalidSpec, IdempotencyConflict, QueueFull),
+    },
+)
+async def fork(
+    run: OwnRun,
+    fork: Fork,
+    response: Response,
+    store: StoreDep,
+    settings: SettingsDep,
+    key: UserDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Run:
+    """A new run that starts from a checkpoint of this one with a changed specification, e.g. a longer schedule."""
+    step = run.checkpoint_step if fork.step is None else fork.step
+    if step is None:
+        raise CheckpointNotFound(run.id, 0)
+    spec = await asyncio.to_thread(_forked, run.spec, fork, step, settings)
+    child = await store.submit(spec, key.name, idempotency_key, parent=Parent(run_id=run.id, step=step))
+    response.headers["Location"] = f"/runs/{child.id}"
+    log.info("forked", run_id=child.id, attempt=child.attempt, parent=run.id, step=step)
+    return child
+
+
+def _forked(parent: RunSpec, fork: Fork, step: int, settings: Settings) -> RunSpec:
+    spec = forked_spec(parent, fork.spec, step)
+    admit(spec, shared_files=settings.shared_files, roots=settings.data_roots)
+    return spec

@@ -58,7 +58,7 @@ async def fill(redis_url: str, count: int) -> dict[str, str]:
     async with Store.connect(redis_url, LEASE_SECONDS, max_queued=10**6) as store:
         for role in (Role.ADMIN, Role.WORKER):
             secrets[str(role)], _ = await Keys(store.redis).create(f"bench-{role}", role)
-        spec = parse_spec({**DOCUMENT, "resources": {"ranks_per_node": 64}})  # larger than any worker: they stay queued
+        spec = parse_spec({**DOCUMENT, "resources": {"ranks_per_node": 32}})  # larger than any worker: they stay queued
         for start in range(0, count, 50):
             await asyncio.gather(*(store.submit(spec, f"owner-{i % 20}") for i in range(start, min(count, start + 50))))
     return secrets

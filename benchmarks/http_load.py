@@ -93,6 +93,8 @@ class Times:
         """Requests per second and milliseconds by route."""
         rows = []
         for route, seconds in sorted(self.seconds.items()):
+            if not seconds:
+                continue
             ordered = sorted(seconds)
             at = {share: 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.5, 0.99)}
             rows.append(

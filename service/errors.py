@@ -8,6 +8,19 @@ MillionwayError
     IdempotencyConflict   the key was used with another body
     EventGap              events are missing between what is applied and what was sent
     LogGap                bytes are missing between what is stored and what was sent
+    CheckpointNotFound    the run has no checkpoint of this step
+    EditConflict          the run was changed since it was read
+    QueueFull             the owner has as many queued runs as one may have
+    RunIdTaken            a random id came twice
+    KeyNotFound           no API key has this id
+    Unauthenticated       the request carries no key, or none that is known
+    Forbidden             the key's role does not allow this
+    RateLimited           too many requests with this key
+    FilesNotHere          the API does not see the workers' files
+    DiskFull              the API's disk takes no more
+    WorkerNotFound
+    WorkerNameTaken       another machine polls under this name
+    WorkerReplaced        a newer process polls under this name
     StoreUnavailable      Redis does not answer
     ApiUnavailable        the API does not answer (client side)
     ApiProblem            the API answered with a problem document (client side)
@@ -96,6 +109,89 @@ class LogGap(MillionwayError):
     def __init__(self, name: str, size: int, offset: int) -> None:
         self.name, self.size, self.offset = name, size, offset
         super().__init__(f"log {name} has {size} bytes here, the piece starts at {offset}: send from {size}")
+
+
+class CheckpointNotFound(MillionwayError):
+    """The run has no checkpoint of this step."""
+
+    def __init__(self, run_id: str, step: int) -> None:
+        self.run_id, self.step = run_id, step
+        super().__init__(f"run {run_id} has no checkpoint of step {step}: GET /runs/{run_id}/checkpoints lists those that it has")
+
+
+class EditConflict(MillionwayError):
+    """The run was changed since it was read."""
+
+    def __init__(self, run_id: str, expected: int, current: int) -> None:
+        super().__init__(f"If-Match is {expected}, and run {run_id} was changed since (ETag {current} now): read it again, then change it")
+
+
+class QueueFull(MillionwayError):
+    """The owner has as many queued runs as one may have."""
+
+    def __init__(self, owner: str, queued: int, limit: int) -> None:
+        super().__init__(f"{owner} has {queued} queued runs, and the limit is {limit} (MILLIONWAY_MAX_QUEUED): wait, or cancel some")
+
+
+class RunIdTaken(MillionwayError):
+    """A random id came twice: draw another."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"the id {run_id!r} is taken")
+
+
+class KeyNotFound(MillionwayError):
+    """No API key has this id."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"no key {key_id!r}: `millionway keys list` shows those that there are")
+
+
+class Unauthenticated(MillionwayError):
+    """The request carries no key, or none that is known."""
+
+
+class Forbidden(MillionwayError):
+    """The key's role does not allow this."""
+
+
+class RateLimited(MillionwayError):
+    """Too many requests with this key."""
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__(message)
+
+
+class FilesNotHere(MillionwayError):
+    """The API does not see the workers' files, or the file is gone from there."""
+
+
+class DiskFull(MillionwayError):
+    """The API's disk takes no more."""
+
+
+class WorkerNotFound(MillionwayError):
+    """No worker of this name was heard of within a day."""
+
+    def __init__(self, worker: str) -> None:
+        super().__init__(f"no worker {worker!r} was heard of within a day: GET /workers lists those that were")
+
+
+class WorkerNameTaken(MillionwayError):
+    """Another machine polls under this name."""
+
+    def __init__(self, worker: str, host: str) -> None:
+        super().__init__(
+            f"the worker name {worker!r} is in use on host {host}: give another --name; if that host is gone, wait for its lease to end"
+        )
+
+
+class WorkerReplaced(MillionwayError):
+    """A newer process polls under this name."""
+
+    def __init__(self, worker: str, host: str) -> None:
+        super().__init__(f"a newer process on host {host} took over the worker name {worker!r}: this one must kill its jobs and end")
 
 
 class StoreUnavailable(MillionwayError):

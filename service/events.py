@@ -87,6 +87,18 @@ class Checkpointed(_Event):
     """Paths of older checkpoints that made room for this one."""
 
 
+class Straggler(_Event):
+    """A rank computes much longer per step than its peers, who wait for it."""
+
+    kind: Literal["straggler"] = "straggler"
+    step: int
+    rank: int
+    seconds: float
+    """Its own compute and loading time per step, without waiting for others."""
+    median_seconds: float
+    """Of all ranks."""
+
+
 class Exported(_Event):
     """The backbone is written in the form that timm loads, and the load was verified."""
 
@@ -109,7 +121,9 @@ class Failed(_Event):
     message: str
 
 
-JobEvent = Annotated[Started | Phase | Progress | Evaluated | Checkpointed | Exported | Warned | Failed, Field(discriminator="kind")]
+JobEvent = Annotated[
+    Started | Phase | Progress | Evaluated | Checkpointed | Straggler | Exported | Warned | Failed, Field(discriminator="kind")
+]
 job_event: TypeAdapter[JobEvent] = TypeAdapter(JobEvent)
 
 
@@ -120,4 +134,6 @@ class ExitCode:
     FAULTY = 64
     """The specification or the data are at fault: no further attempt (EX_USAGE)."""
     STOPPED = 75
-    """Stopped on request, with a checkpoint (EX_TEMPFAIL)."""
+    """Stopped on request, with a checkpoint where there was anything to save (EX_TEMPFAIL)."""
+    FENCED = 76
+    """A newer attempt of the run has begun: this one wrote nothing more (EX_PROTOCOL)."""

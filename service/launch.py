@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from service.spec import RunSpec
@@ -13,40 +14,69 @@ from service.spec import RunSpec
 TRAINER_MODULE = "trainer"
 
 
-def free_port() -> int:
-    """A TCP port on the loopback interface that was free a moment ago."""
+@dataclass(frozen=True)
+class Launch:
+    """One node's part of an attempt."""
+
+    run_dir: Path
+    attempt: int
+    num_nodes: int = 1
+    node_rank: int = 0
+    ranks_per_node: int = 1
+    master_address: str = "127.0.0.1"
+    """Of node 0."""
+    master_port: int = 0
+    """Free on node 0."""
+    start_from: Path | None = None
+    """Another run's checkpoint to start from, where this run has none of its own yet."""
+    num_threads: int = 1
+    """Of each rank on a CPU."""
+    gpus: tuple[int, ...] = ()
+    """Indices of the GPUs to use; none on a CPU."""
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """A TCP port on `address` that was free a moment ago."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def job_command(spec: RunSpec, run_dir: Path, attempt: int, *, port: int | None = None) -> list[str]:
-    """The launcher's command line. No restarts below the control plane, which owns them."""
+MEET_SECONDS = 120
+"""How long the nodes' launchers wait for each other at the start; PyTorch's own default is 900 s."""
+
+
+def job_command(launch: Launch) -> list[str]:
+    """The launcher's command line. Static ranks, and no restarts below the control plane, which owns them."""
     return [
         sys.executable,
         "-m",
         "torch.distributed.run",
-        f"--nnodes={spec.resources.nodes}",
-        "--node-rank=0",
-        f"--nproc-per-node={spec.resources.ranks_per_node}",
+        f"--nnodes={launch.num_nodes}",
+        f"--node-rank={launch.node_rank}",
+        f"--nproc-per-node={launch.ranks_per_node}",
         "--max-restarts=0",
-        "--master-addr=127.0.0.1",
-        f"--master-port={port or free_port()}",
+        f"--rdzv-id={launch.run_dir.name}:{launch.attempt}",
+        f"--rdzv-conf=timeout={MEET_SECONDS}",
+        f"--master-addr={launch.master_address}",
+        f"--master-port={launch.master_port}",
         "-m",
         TRAINER_MODULE,
-        f"--run-dir={run_dir}",
-        f"--attempt={attempt}",
+        f"--run-dir={launch.run_dir}",
+        f"--attempt={launch.attempt}",
+        *([f"--start-from={launch.start_from}"] if launch.start_from else []),
     ]
 
 
-def job_environment(spec: RunSpec, *, has_gpu: bool, base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of the job's processes: the accelerator that DeepSpeed must take, and this machine's cores shared out."""
-    environment = dict(os.environ if base is None else base)
-    if spec.resources.device == "cpu" or (spec.resources.device == "auto" and not has_gpu):
+def job_environment(spec: RunSpec, launch: Launch, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of the job's processes: the accelerator that DeepSpeed must take, GPUs or cores, and no secret of ours."""
+    environment = {name: value for name, value in (os.environ if base is None else base).items() if not name.startswith("MILLIONWAY_")}
+    if spec.resources.device == "cpu" or not launch.gpus:
         environment["DS_ACCELERATOR"] = "cpu"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment["OMP_NUM_THREADS"] = str(max(1, cores // spec.resources.ranks_per_node))
+    else:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, launch.gpus))
+    environment["OMP_NUM_THREADS"] = str(launch.num_threads)
     environment["PYTHONUNBUFFERED"] = "1"
     environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
     return environment

@@ -5,10 +5,20 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 
-from service.lifecycle import LIVE, TERMINAL, Event, targets
+from service.lifecycle import LIVE, STOPPING, TERMINAL, Event, targets
 
-PARTS = ("store.lua", "store_events.lua", "store_reads.lua")
-"""In order: what changes a run, what its job reports, what is read of it."""
+NEWS = "millionway:news"
+"""Pub/sub channel: run ids, "worker:ID" and "queue", of which something changed."""
+PARTS = (
+    "store.lua",  # keys, the one door to a status
+    "store_runs.lua",  # what people and the scheduler do to a run
+    "store_workers.lua",  # what workers say, and what their silence means
+    "store_metrics.lua",  # curves
+    "store_events.lua",  # what jobs report
+    "store_keys.lua",  # API keys
+    "store_reads.lua",
+    "store_dispatch.lua",
+)
 
 
 def script_text() -> str:
@@ -16,7 +26,9 @@ def script_text() -> str:
     tables = {
         "TARGETS": {str(event): targets(event) for event in Event},
         "LIVE": {str(status): True for status in sorted(LIVE)},
+        "STOPPING": {str(status): True for status in sorted(STOPPING)},
         "TERMINAL": {str(status): True for status in sorted(TERMINAL)},
     }
     head = [f"local {name} = cjson.decode('{json.dumps(table)}')" for name, table in tables.items()]
+    head.append(f"local NEWS = '{NEWS}'")
     return "\n".join([*head, *(files("service").joinpath(part).read_text() for part in PARTS)])

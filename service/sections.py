@@ -204,13 +204,37 @@ class Resources(Section):
     """Training processes on each machine: one per GPU; on a CPU, at most one per core."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: cuda where the worker has a GPU."""
-    max_attempts: int = Field(default=3, ge=1, le=100)
-    """Attempts before a run that keeps losing its worker, or crashing, is failed."""
+    min_ranks: int | None = Field(default=None, ge=1, le=4096 * 64)
+    """Fewest ranks that an attempt may start on when nodes x ranks_per_node are not free: the global batch and the schedule stay as they
+    are, the checkpoint is dealt out anew. Default: nodes x ranks_per_node, no range."""
+    max_hours: float | None = Field(default=None, gt=0.0, le=24 * 365)
+    """Longest that an attempt may hold its slots; then it writes a checkpoint and queues again. A run with a limit can start in a gap
+    that is kept for a larger one. Default: no limit."""
 
     @property
     def world_size(self) -> int:
         """Ranks of the run, over all nodes."""
         return self.nodes * self.ranks_per_node
+
+    def shapes(self, global_batch_size: int) -> list[tuple[int, int]]:
+        """What an attempt may occupy, as (nodes, ranks on each), the largest first: the whole, and with min_ranks fewer nodes, then fewer
+        ranks on one node, where they divide the batch and leave BatchNorm 4 images on each."""
+        fewer = [(nodes, self.ranks_per_node) for nodes in range(self.nodes - 1, 0, -1)]
+        fewer += [(1, ranks) for ranks in range(self.ranks_per_node - 1, 0, -1)]
+        least = self.world_size if self.min_ranks is None else self.min_ranks
+        fits = [(n, r) for n, r in fewer if n * r >= least and global_batch_size % (n * r) == 0 and global_batch_size >= 4 * n * r]
+        return [(self.nodes, self.ranks_per_node), *fits]
+
+
+class Retries(Section):
+    """How often a run is tried again. A new checkpoint gives the budgets back; the same error at the same step twice ends the run."""
+
+    infrastructure: int = Field(default=10, ge=0, le=1000)
+    """Further attempts after a lost worker, a job that stopped moving, or ranks that a signal ended."""
+    crashes: int = Field(default=2, ge=0, le=1000)
+    """Further attempts after an error of the job itself."""
+    preemptions: int = Field(default=100, ge=0, le=100_000)
+    """How often the run gives way to one of higher priority; afterwards it keeps its slots."""
 
 
 class Checkpoints(Section):

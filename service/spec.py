@@ -28,10 +28,14 @@ from service.sections import (
     Optimizer,
     Projector,
     Resources,
+    Retries,
     Schedule,
     Section,
 )
 from service.spec_errors import field_errors
+
+LabelKey = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+LabelValue = Annotated[str, Field(max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class RunSpec(Section):
@@ -55,6 +59,11 @@ class RunSpec(Section):
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage of the encoder: what is partitioned over the ranks (1 optimiser state, 2 gradients, 3 parameters)."""
     resources: Resources = Resources()
+    retries: Retries = Retries()
+    priority: int = Field(default=0, ge=-100, le=100)
+    """Higher runs first, and a lower one gives way with a checkpoint. Can be changed while the run is queued or runs."""
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=32)
+    """For people and their programs, e.g. {"project": "seeds"}."""
     checkpoints: Checkpoints = Checkpoints()
     evaluation: Evaluation = Evaluation()
     log_every_steps: int = Field(default=10, ge=1, le=100_000)
@@ -85,6 +94,9 @@ class RunSpec(Section):
                 f"optimizer.global_batch_size is {batch} on {world_size} ranks: BatchNorm needs at least 4 images on each: "
                 f"use at least {4 * world_size}, or fewer ranks"
             )
+        least = self.resources.min_ranks
+        if least is not None and least > world_size:
+            raise ValueError(f"resources.min_ranks is {least}, more than the {world_size} ranks of nodes x ranks_per_node: lower it")
         limit = self.data.limit
         if limit is not None:
             check_fits_dataset(self, limit)

@@ -1,8 +1,9 @@
--- Every change of a run happens here, atomically: Redis runs one script at a time.
+-- The keys, the one door to a run's status, and what the other parts share.
 --
--- service/redis_script.py puts TARGETS (event -> status before -> status after), LIVE and TERMINAL, all from
--- service/lifecycle.py, before this text, and store_events.lua and store_reads.lua after it. A call is EVALSHA with an operation's name and its
--- arguments as JSON; the answer is JSON too. One server, no cluster: scripts build the names of their keys.
+-- Redis runs one script at a time, so each call is atomic. service/redis_script.py puts TARGETS (event -> status before -> status
+-- after), LIVE, STOPPING and TERMINAL, all from service/lifecycle.py, and NEWS, a channel, before this text, and the other store_*.lua after it. A call is
+-- EVALSHA with an operation's name and its arguments as JSON; the answer is JSON too. One server, no cluster: scripts build the names
+-- of their keys.
 
 local ARGUMENTS = cjson.decode(ARGV[2])
 local TIME = redis.call("TIME")
@@ -13,22 +14,32 @@ local OPERATIONS = {}
 local KEY = {
   sequence = "millionway:sequence", -- counts submissions
   runs = "millionway:runs", -- run ids by submission
-  queue = "millionway:queue", -- queued run ids by submission: one that is queued again keeps its place
-  leases = "millionway:leases", -- run ids by the time at which their lease expires
+  owners = "millionway:owners", -- set: who has queued runs
+  leases = "millionway:leases", -- worker ids by the time at which their lease expires
   workers = "millionway:workers", -- worker ids by the time at which they were last heard of
+  unheld = "millionway:unheld", -- "RUN/ATTEMPT" of gangs that not all workers hold yet, by placing time
   watched = "millionway:watched", -- when the leases were last looked at
+  scheduler = "millionway:scheduler", -- which API process places runs, for some seconds
+  usage = "millionway:usage", -- hash: owner -> "SLOT-SECONDS TIME", decayed
+  throughput = "millionway:throughput", -- hash: what is trained on what -> images/s of a rank
+  outcomes = "millionway:outcomes", -- hash: how attempts ended -> how many
+  keys = "millionway:keys", -- hash: SHA-256 of an API key -> Key
 }
 function KEY.status(status) return "millionway:status:" .. status end -- run ids by submission
+function KEY.queue(owner) return "millionway:queue:" .. owner end -- queued run ids, the best first
 function KEY.run(id) return "millionway:run:" .. id end -- hash: the record
+function KEY.attempt(id, number) return "millionway:attempt:" .. id .. ":" .. number end -- hash
 function KEY.history(id) return "millionway:history:" .. id end -- stream: transitions
-function KEY.events(id) return "millionway:events:" .. id end -- stream, ids attempt-seq: what the job reported
-function KEY.metrics(id) return "millionway:metrics:" .. id end -- as events: progress and evaluations
+function KEY.events(id) return "millionway:events:" .. id end -- stream: transitions and what the job reports
+function KEY.series(id) return "millionway:series:" .. id end -- hash: the curves, in buckets
 function KEY.checkpoints(id) return "millionway:checkpoints:" .. id end -- hash: path -> Checkpoint
-function KEY.worker(id) return "millionway:worker:" .. id end -- hash
-function KEY.idempotency(key) return "millionway:idempotency:" .. key end -- {run_id, digest}, for a day
+function KEY.pins(id) return "millionway:pins:" .. id end -- set: steps
+function KEY.worker(id) return "millionway:worker:" .. id end -- hash; field slot:I -> "RUN/ATTEMPT"
+function KEY.idempotency(owner, key) return "millionway:idempotency:" .. owner .. ":" .. key end -- {run_id, digest}, for a day
 
 local DAY = 86400
-local MAX_UNHEARD = 3 -- attempts of a run without a sign of life that are not counted as failures
+local AVOID_SECONDS = 3600 -- how long a run avoids a worker that failed it
+local MAX_HISTORY, MAX_EVENTS, MAX_EVENTS_ENDED = 2000, 1000, 200
 
 -- Ends the call with one of the errors of service/errors.py. Only before the first write.
 local function refuse(problem) error(problem) end
@@ -45,10 +56,12 @@ local function write(key, fields)
     flat[#flat + 1] = name
     flat[#flat + 1] = tostring(value)
   end
-  redis.call("HSET", key, unpack(flat))
+  if #flat > 0 then redis.call("HSET", key, unpack(flat)) end
 end
 
 local function seconds(time) return string.format("%.3f", time) end
+
+local function list(of) return #of > 0 and of or cjson.empty_array or of end
 
 local function find(id)
   local run = hash(KEY.run(id))
@@ -56,176 +69,152 @@ local function find(id)
   return run
 end
 
+local function publish(topic) redis.call("PUBLISH", NEWS, topic) end
+
 local function refuse_lost(run, attempt)
   refuse({ error = "attempt_lost", run_id = run.id, attempt = attempt, current = tonumber(run.attempt), status = run.status })
 end
 
+local function is_held(run, attempt) return attempt == tonumber(run.attempt) and LIVE[run.status] end
+
 -- The attempt number is the fencing token of every report by a worker.
 local function check_held(run, attempt)
-  if attempt ~= tonumber(run.attempt) or not LIVE[run.status] then refuse_lost(run, attempt) end
+  if not is_held(run, attempt) then refuse_lost(run, attempt) end
 end
 
--- A sign of life of the attempt that holds the run: its worker got the answer to its claim.
-local function note_heard(run)
-  if run.heard ~= run.attempt then redis.call("HSET", KEY.run(run.id), "heard", run.attempt) end
+-- Of the queue: higher priority first, then the earlier submission. 2^40 submissions fit between two priorities.
+local function rank_in_queue(run) return -run.priority * 1099511627776 + run.sequence end
+
+local function enqueue(run)
+  redis.call("ZADD", KEY.queue(run.owner), rank_in_queue(run), run.id)
+  redis.call("SADD", KEY.owners, run.owner)
+  publish("queue")
 end
 
-local function renew(id) redis.call("ZADD", KEY.leases, NOW + ARGUMENTS.lease_seconds, id) end
+local function dequeue(run)
+  redis.call("ZREM", KEY.queue(run.owner), run.id)
+  if redis.call("EXISTS", KEY.queue(run.owner)) == 0 then redis.call("SREM", KEY.owners, run.owner) end
+end
+
+-- An event. "0-*" numbers them from 1 without gaps: a reader sees whether any were dropped before it came.
+local function tell(run_id, kind, attempt, data)
+  redis.call(
+    "XADD", KEY.events(run_id), "MAXLEN", "~", MAX_EVENTS, "0-*", "time", seconds(NOW), "kind", kind, "attempt", attempt, "data", data
+  )
+end
 
 local function remember(run, event, status, attempt, reason)
-  redis.call("XADD", KEY.history(run.id), "*", "time", seconds(NOW), "event", event, "status", status, "attempt", attempt, "reason", reason)
+  local entry = { time = tonumber(seconds(NOW)), event = event, status = status, attempt = tonumber(attempt), reason = reason }
+  redis.call(
+    "XADD", KEY.history(run.id), "MAXLEN", "~", MAX_HISTORY, "*",
+    "time", seconds(NOW), "event", event, "status", status, "attempt", attempt, "reason", reason
+  )
+  tell(run.id, "transition", attempt, cjson.encode(entry))
 end
 
--- The one door to a run's status. `attempt` fences a worker's report; nil where the control plane or a person acts.
--- `changes` are further fields of the record.
-local function transition(run, event, attempt, reason, changes)
-  if attempt then check_held(run, attempt) end
+-- The one door to a run's status. `changes` are further fields of the record; `run` is brought up to date.
+local function transition(run, event, reason, changes)
   local before, after = run.status, TARGETS[event][run.status]
   if not after then refuse({ error = "transition_refused", run_id = run.id, status = before, event = event }) end
   changes = changes or {}
   changes.status, changes.reason, changes.updated_at = after, reason, seconds(NOW)
+  changes.version = run.version + 1
   if TERMINAL[after] then changes.finished_at = seconds(NOW) end
+  if after == "cancelled" then changes.termination_reason = "cancelled" end
+  if after == "queued" then changes.queued_at = seconds(NOW) end
+  for name, value in pairs(changes) do run[name] = tostring(value) end
   write(KEY.run(run.id), changes)
-  redis.call("HINCRBY", KEY.run(run.id), "version", 1)
 
   redis.call("ZREM", KEY.status(before), run.id)
   redis.call("ZADD", KEY.status(after), run.sequence, run.id)
-  if after == "queued" then redis.call("ZADD", KEY.queue, run.sequence, run.id) else redis.call("ZREM", KEY.queue, run.id) end
-  if LIVE[after] and not LIVE[before] then renew(run.id) end
-  if LIVE[before] and not LIVE[after] then
-    redis.call("ZREM", KEY.leases, run.id)
-    redis.call("HDEL", KEY.run(run.id), "phase")
-    redis.call("HDEL", KEY.worker(run.worker), "run")
-  end
-  remember(run, event, after, changes.attempt or run.attempt, reason)
+  if before == "queued" then dequeue(run) end
+  if after == "queued" then enqueue(run) end
+  if LIVE[before] and not LIVE[after] then redis.call("HDEL", KEY.run(run.id), "phase", "ends_at", "deadline") end
+  remember(run, event, after, run.attempt, reason)
+  if TERMINAL[after] then redis.call("XTRIM", KEY.events(run.id), "MAXLEN", "~", MAX_EVENTS_ENDED) end
+  publish(run.id)
 end
 
+local function owned_slots(worker)
+  local owned = {} -- "RUN/ATTEMPT" -> slots
+  for name, owner in pairs(worker) do
+    local slot = name:match("^slot:(%d+)$")
+    if slot then
+      owned[owner] = owned[owner] or {}
+      table.insert(owned[owner], tonumber(slot))
+    end
+  end
+  return owned
+end
+
+local function free_slots(worker_id, owner)
+  for _, slot in ipairs(owned_slots(hash(KEY.worker(worker_id)))[owner] or {}) do
+    redis.call("HDEL", KEY.worker(worker_id), "slot:" .. slot)
+  end
+  publish("queue")
+end
+
+local function split(owner)
+  local id, number = owner:match("^(.+)/(%d+)$")
+  return id, tonumber(number)
+end
+
+-- What follows the end of the attempt, if another one does.
 local function resumption(run)
+  if run.status == "pausing" or run.status == "cancelling" then return "" end
   local from = run.checkpoint_step and ("resumes from step " .. run.checkpoint_step) or "starts from the beginning"
   return string.format("; attempt %d %s", run.attempt + 1, from)
 end
 
--- An attempt failed: another one follows, unless resources.max_attempts have failed. Attempts that a stopping worker gave
--- back are not among `failures`.
-local function lose(run, event, attempt, cause)
-  if attempt then check_held(run, attempt) end
-  local failures = run.failures + 1
-  local reason = cause
-  if run.status ~= "cancelling" and failures >= tonumber(run.max_attempts) then
-    event = "exhausted"
-    reason = string.format("%s; %d failed of the %s attempts that resources.max_attempts allows", cause, failures, run.max_attempts)
-  elseif run.status ~= "cancelling" then
+-- Slot-seconds of the owner, halved each day.
+local function charge(owner, slot_seconds)
+  local value, since = (redis.call("HGET", KEY.usage, owner) or "0 0"):match("^(%S+) (%S+)$")
+  local left = tonumber(value) * 2 ^ (-(NOW - tonumber(since)) / DAY)
+  redis.call("HSET", KEY.usage, owner, string.format("%.3f %.3f", left + slot_seconds, NOW))
+end
+
+-- The attempt that holds the run is over: its workers learn it with their next poll and kill what is left of it.
+local function end_attempt(run, event, reason, changes)
+  local key = KEY.attempt(run.id, run.attempt)
+  local attempt = hash(key)
+  local num_slots = 0
+  for _, member in ipairs(cjson.decode(attempt.members)) do
+    num_slots = num_slots + #member.slots
+    publish("worker:" .. member.worker)
+  end
+  charge(run.owner, num_slots * (NOW - attempt.placed_at))
+  write(key, { ended_at = seconds(NOW), outcome = event, reason = reason })
+  redis.call("HINCRBY", KEY.outcomes, event, 1)
+  redis.call("ZREM", KEY.unheld, run.id .. "/" .. run.attempt)
+  transition(run, event, reason, changes)
+end
+
+-- The attempt failed, by an error of its own (crashed) or of the infrastructure (lost). Another one follows while the budget lasts.
+-- `worker` is who failed it: the next attempt goes elsewhere if it can.
+local function lose(run, event, cause, worker, signature)
+  local budget = event == "lost" and "infrastructure" or "crashes"
+  local failures = run["failed_" .. budget] + 1
+  local changes = { ["failed_" .. budget] = failures }
+  local step = run.step or "0"
+  if worker then
+    local avoid = cjson.decode(run.avoid or "{}")
+    avoid[worker] = NOW + AVOID_SECONDS
+    changes.avoid = cjson.encode(avoid)
+  end
+  local reason
+  if signature and run.signature == signature and run.signature_step == step then
+    event, changes.termination_reason = "exhausted", "repeated_error"
+    reason = string.format("%s; the same error came at the same step (%s) before, so another attempt would meet it again", cause, step)
+  elseif failures > tonumber(run["retries_" .. budget]) then
+    event, changes.termination_reason = "exhausted", budget .. "_exhausted"
+    reason = string.format(
+      "%s; %d attempts failed so since the last checkpoint, and retries.%s allows %s more", cause, failures, budget,
+      run["retries_" .. budget]
+    )
+  else
     reason = cause .. resumption(run)
   end
-  transition(run, event, attempt, reason, { failures = failures })
-end
-
-function OPERATIONS.submit(a)
-  if a.key then
-    local earlier = redis.call("GET", KEY.idempotency(a.key))
-    if earlier then
-      earlier = cjson.decode(earlier)
-      if earlier.digest ~= a.digest then refuse({ error = "idempotency_conflict", key = a.key }) end
-      return { run_id = earlier.run_id }
-    end
-    redis.call("SET", KEY.idempotency(a.key), cjson.encode({ run_id = a.fields.id, digest = a.digest }), "EX", DAY)
-  end
-  local run, sequence = a.fields, redis.call("INCR", KEY.sequence)
-  assert(redis.call("EXISTS", KEY.run(run.id)) == 0, "this run id is taken")
-  run.status, run.reason, run.version, run.sequence = "queued", "", 1, sequence
-  run.attempt, run.failures, run.last_seq = 0, 0, 0
-  run.created_at, run.updated_at = seconds(NOW), seconds(NOW)
-  write(KEY.run(run.id), run)
-  for _, index in ipairs({ KEY.runs, KEY.queue, KEY.status("queued") }) do redis.call("ZADD", index, sequence, run.id) end
-  remember(run, "submit", "queued", 0, "submitted")
-  return { run_id = run.id }
-end
-
-local function fits(run, worker)
-  return run.nodes == "1" and tonumber(run.ranks_per_node) <= worker.slots and (run.device ~= "cuda" or worker.cuda)
-end
-
--- A worker runs one job at a time, so one that asks for work has none: it never got our last answer, or was restarted.
-local function take_back(run, worker)
-  local unheard = run.status == "starting" and run.heard ~= run.attempt
-  if unheard and redis.call("HINCRBY", KEY.run(run.id), "unheard", 1) <= MAX_UNHEARD then
-    transition(run, "released", nil, string.format("worker %s asks again: the answer to its claim was lost", worker) .. resumption(run))
-  else
-    lose(run, "lease_expired", nil, string.format("worker %s asks for work without having finished this run", worker))
-  end
-end
-
--- The oldest queued run that fits the worker, or {}.
-function OPERATIONS.claim(a)
-  local key = KEY.worker(a.worker)
-  redis.call("ZADD", KEY.workers, NOW, a.worker)
-  write(key, { id = a.worker, host = a.host, slots = a.slots, device = a.device, last_seen = seconds(NOW) })
-  local held = redis.call("HGET", key, "run")
-  if held then take_back(find(held), a.worker) end
-  for _, id in ipairs(redis.call("ZRANGE", KEY.queue, 0, -1)) do
-    local run = find(id)
-    if fits(run, a) then
-      local attempt = run.attempt + 1
-      local changes = { attempt = attempt, worker = a.worker, last_seq = 0, started_at = run.started_at or seconds(NOW) }
-      transition(run, "claim", nil, string.format("worker %s on %s starts attempt %d", a.worker, a.host, attempt), changes)
-      redis.call("HSET", key, "run", id)
-      return { run_id = id, attempt = attempt, spec = run.spec }
-    end
-  end
-  return {}
-end
-
-function OPERATIONS.heartbeat(a)
-  local run = find(a.run_id)
-  check_held(run, a.attempt)
-  renew(run.id)
-  note_heard(run)
-  if redis.call("EXISTS", KEY.worker(run.worker)) == 1 then
-    redis.call("ZADD", KEY.workers, NOW, run.worker)
-    redis.call("HSET", KEY.worker(run.worker), "last_seen", seconds(NOW))
-  end
-  return { command = run.status == "cancelling" and "stop" or "continue" }
-end
-
--- The worker's last word on an attempt. It has read what the job said of its failure, so its reason is the cause.
-function OPERATIONS.exit(a)
-  local run = find(a.run_id)
-  if a.event == "crashed" then
-    lose(run, a.event, a.attempt, a.reason)
-  elseif a.event == "released" and run.status ~= "cancelling" then
-    transition(run, a.event, a.attempt, a.reason .. resumption(run))
-  else
-    transition(run, a.event, a.attempt, a.reason)
-  end
-  return {}
-end
-
-function OPERATIONS.cancel(a)
-  local run = find(a.run_id)
-  if run.status ~= "cancelling" and run.status ~= "cancelled" then transition(run, "cancel", nil, "cancelled on request") end
-  return {}
-end
-
--- Runs whose worker was not heard of. A hundred a call, so that no call is long; the next follows within a second.
--- Workers renew only through the control plane: when nobody looked for half a lease, it was away, and every lease first
--- gets a full period.
-function OPERATIONS.expire_leases(a)
-  local watched = tonumber(redis.call("GET", KEY.watched))
-  redis.call("SET", KEY.watched, seconds(NOW))
-  if not watched or NOW - watched > a.lease_seconds / 2 then
-    for _, id in ipairs(redis.call("ZRANGE", KEY.leases, 0, -1)) do renew(id) end
-    return { run_ids = {} }
-  end
-  local expired = redis.call("ZRANGEBYSCORE", KEY.leases, "-inf", NOW, "LIMIT", 0, 100)
-  for _, id in ipairs(expired) do
-    local run = find(id)
-    lose(run, "lease_expired", nil, string.format("worker %s was not heard of for %g s", run.worker, a.lease_seconds))
-  end
-  for _, id in ipairs(redis.call("ZRANGEBYSCORE", KEY.workers, "-inf", NOW - DAY)) do
-    if redis.call("HEXISTS", KEY.worker(id), "run") == 0 then
-      redis.call("DEL", KEY.worker(id))
-      redis.call("ZREM", KEY.workers, id)
-    end
-  end
-  return { run_ids = expired }
+  if signature then changes.signature, changes.signature_step = signature, step end
+  if run.status == "cancelling" then reason = cause end
+  end_attempt(run, event, reason, changes)
 end
