@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.protocol import ClaimRequest, ExitReport
+from service.protocol import ExitReport
 from service.spec import RunSpec, parse_spec
 
 
@@ -14,16 +14,13 @@ def document(**sections: Any) -> dict[str, Any]:
     return {**base, **sections}
 
 
-def spec(**resources: Any) -> RunSpec:
-    return parse_spec(document(resources={"ranks_per_node": 2, **resources}))
+def spec(*, nodes: int = 1, ranks_per_node: int = 2, **sections: Any) -> RunSpec:
+    resources = {"nodes": nodes, "ranks_per_node": ranks_per_node, **sections.pop("resources", {})}
+    return parse_spec(document(resources=resources, **sections))
 
 
-WORKER = ClaimRequest(host="node-1", slots=2, device="cpu")
-GPU_WORKER = ClaimRequest(host="node-2", slots=8, device="cuda NVIDIA V100")
-
-
-def report(outcome: str, reason: str = "the job ended") -> ExitReport:
-    return ExitReport(outcome=outcome, reason=reason)  # type: ignore[arg-type]
+def report(outcome: str, reason: str = "the job ended", worker: str = "w1", **fields: Any) -> ExitReport:
+    return ExitReport.model_validate({"worker": worker, "outcome": outcome, "reason": reason, **fields})
 
 
 def started(seq: int = 1, **fields: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The store on a real Redis: who gets a run, who keeps it, and how it ends."""
+"""The store on a real Redis: submitting, placing, offering, and what is read of it."""
 
 from __future__ import annotations
 
@@ -6,103 +6,258 @@ import asyncio
 
 import pytest
 
-from service.errors import AttemptLost, IdempotencyConflict, RunNotFound
+from service.errors import (
+    CheckpointNotFound,
+    EditConflict,
+    IdempotencyConflict,
+    QueueFull,
+    RunNotFound,
+    WorkerNotFound,
+)
 from service.lifecycle import Status
+from service.protocol import RunPatch
+from service.runs import Parent, WorkerState
+from service.scheduling.decide import decide
 from service.store import Store
-from tests.service.documents import GPU_WORKER, WORKER, report, spec, started
-from tests.service.reports import send, silence
+from tests.service.documents import checkpointed, report, spec, started
+from tests.service.reports import Node, place, send, silence, start
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_only_one_of_many_concurrent_claims_gets_a_run(store: Store) -> None:
-    """Twenty workers ask at once for one run."""
-    run = await store.submit(spec())
-    claims = await asyncio.gather(*(store.claim(f"w{i}", WORKER) for i in range(20)))
-    assert [claim.run_id for claim in claims if claim] == [run.id]
-
-
-async def test_runs_are_claimed_in_the_order_of_submission(store: Store) -> None:
-    """Each of three workers gets the oldest run that is left."""
-    runs = [await store.submit(spec()) for _ in range(3)]
-    claims = [await store.claim(f"w{i}", WORKER) for i in range(3)]
-    assert [claim.run_id for claim in claims if claim] == [run.id for run in runs]
-
-
-async def test_a_claim_passes_over_runs_that_do_not_fit_the_worker(store: Store) -> None:
-    """A worker with two CPU slots gets neither the run of eight ranks nor that for a GPU, which a GPU worker gets."""
-    large, gpu, small = [await store.submit(spec(**r)) for r in ({"ranks_per_node": 8}, {"device": "cuda"}, {"device": "auto"})]
-    claim = await store.claim("w1", WORKER)
-    assert claim is not None
-    assert claim.run_id == small.id
-    assert await store.claim("w2", WORKER) is None
-    claims = [await store.claim(f"gpu{i}", GPU_WORKER) for i in range(2)]
-    assert [claim.run_id for claim in claims if claim] == [large.id, gpu.id]
-
-
-async def test_a_claim_hands_out_the_specification_as_submitted(store: Store) -> None:
-    """The same object at both ends."""
-    submitted = spec(device="cpu")
-    run = await store.submit(submitted)
-    claim = await store.claim("w1", WORKER)
-    assert claim is not None
-    assert claim.spec == run.spec == submitted
-    assert (claim.attempt, claim.lease_seconds) == (1, 60)
-
-
-async def test_a_run_that_is_queued_again_keeps_its_place(store: Store) -> None:
-    """It was submitted first, so it is claimed first, also after a crash."""
-    first, _ = await store.submit(spec()), await store.submit(spec())
-    await store.claim("w1", WORKER)
-    await store.exit(first.id, 1, report("crashed"))
-    again = await store.claim("w2", WORKER)
-    assert again is not None
-    assert (again.run_id, again.attempt) == (first.id, 2)
-
-
-async def test_a_report_from_a_lost_attempt_is_refused(store: Store) -> None:
-    """Heartbeat, events and exit of attempt 1 change nothing once attempt 2 holds the run."""
-    run = await store.submit(spec())
-    await store.claim("w1", WORKER)
-    await silence(store)
-    await store.claim("w2", WORKER)
-    before = await store.get(run.id)
-    with pytest.raises(AttemptLost, match=r"attempt 1 of run .* is over"):
-        await store.heartbeat(run.id, 1)
-    with pytest.raises(AttemptLost):
-        await send(store, run.id, 1, started())
-    with pytest.raises(AttemptLost):
-        await store.exit(run.id, 1, report("finished"))
-    assert await store.get(run.id) == before
-
-
-async def test_reports_after_the_end_are_refused(store: Store) -> None:
-    """The newest attempt is over, too, once it has ended."""
-    run = await store.submit(spec())
-    await store.claim("w1", WORKER)
-    await store.exit(run.id, 1, report("finished"))
-    with pytest.raises(AttemptLost, match="the run is succeeded"):
-        await store.exit(run.id, 1, report("crashed"))
+# Submitting
 
 
 async def test_the_same_key_and_body_give_the_same_run(store: Store) -> None:
-    """Also when both are sent at once."""
-    runs = await asyncio.gather(*(store.submit(spec(), "key-1") for _ in range(10)))
+    """Also when all are sent at once."""
+    runs = await asyncio.gather(*(store.submit(spec(), "alice", "key-1") for _ in range(10)))
     assert len({run.id for run in runs}) == 1
     assert len((await store.list_runs()).runs) == 1
 
 
 async def test_the_same_key_with_another_body_is_refused(store: Store) -> None:
     """No run is made."""
-    await store.submit(spec(), "key-1")
+    await store.submit(spec(), "alice", "key-1")
     with pytest.raises(IdempotencyConflict, match="use a new key"):
-        await store.submit(spec(max_attempts=7), "key-1")
+        await store.submit(spec(seed=7), "alice", "key-1")
     assert len((await store.list_runs()).runs) == 1
+
+
+async def test_each_owner_has_keys_of_its_own(store: Store) -> None:
+    """Bob's key-1 is not Alice's, whatever the body."""
+    hers, his = await store.submit(spec(), "alice", "key-1"), await store.submit(spec(seed=7), "bob", "key-1")
+    assert (hers.owner, his.owner) == ("alice", "bob")
+    assert (await store.submit(spec(), "alice", "key-1")).id == hers.id
+
+
+async def test_an_owner_with_too_many_queued_runs_is_refused_and_others_are_not(store: Store) -> None:
+    """A repeated submission is no new run, and a run that has left the queue makes room."""
+    store.max_queued = 2
+    first, _ = await store.submit(spec(), "alice", "key-1"), await store.submit(spec(), "alice")
+    with pytest.raises(QueueFull, match="alice has 2 queued runs, and the limit is 2"):
+        await store.submit(spec(), "alice")
+    assert (await store.submit(spec(), "alice", "key-1")).id == first.id
+    await store.submit(spec(), "bob")
+    await store.request(first.id, "cancel")
+    await store.submit(spec(), "alice")
+
+
+async def test_a_fork_pins_the_checkpoint_that_it_starts_from(store: Store) -> None:
+    """Its worker is told of the parent; a checkpoint that is not there is refused, and no run is made."""
+    parent = await store.submit(spec(), "alice")
+    node = Node(store)
+    await start(store, parent, node)
+    await send(store, parent, 1, started(), checkpointed(2, 10), checkpointed(3, 20))
+    child = await store.submit(spec(seed=1), "alice", "key-1", Parent(run_id=parent.id, step=10))
+    assert child.parent == Parent(run_id=parent.id, step=10)
+    assert [(kept.step, kept.pinned) for kept in await store.checkpoints(parent.id)] == [(10, True), (20, False)]
+    assert (await node.poll()).instructions[0].pins == [10]
+    with pytest.raises(IdempotencyConflict):
+        await store.submit(spec(seed=1), "alice", "key-1", Parent(run_id=parent.id, step=20))
+    with pytest.raises(CheckpointNotFound, match="no checkpoint of step 30"):
+        await store.submit(spec(), "alice", "key-2", Parent(run_id=parent.id, step=30))
+    assert len((await store.list_runs()).runs) == 2
+    other = Node(store, "w2")
+    await other.poll()
+    await place(store, child, other)
+    assert (await other.poll()).offers[0].parent == child.parent
+
+
+# Placing and offering
+
+
+async def test_only_one_of_many_concurrent_placements_of_a_run_succeeds(store: Store) -> None:
+    """Twenty schedulers place one run on twenty workers at once."""
+    run = await store.submit(spec(), "alice")
+    nodes = [Node(store, f"w{i}") for i in range(20)]
+    await asyncio.gather(*(node.poll() for node in nodes))
+    assert sum(await asyncio.gather(*(place(store, run, node) for node in nodes))) == 1
+    offers = [offer for node in nodes for offer in (await node.poll()).offers]
+    assert [(offer.run_id, offer.attempt) for offer in offers] == [(run.id, 1)]
+
+
+async def test_only_one_of_many_concurrent_runs_gets_a_slot(store: Store) -> None:
+    """And those that do not stay queued, untouched."""
+    runs = [await store.submit(spec(), "alice") for _ in range(10)]
+    node = Node(store)
+    await node.poll()
+    placed = await asyncio.gather(*(place(store, run, node, slots=(0, 1) if i % 2 else (1,)) for i, run in enumerate(runs)))
+    assert sum(placed) == 1
+    assert [(await store.get(run.id)).attempt for run in runs] == [int(was_placed) for was_placed in placed]
+
+
+@pytest.mark.parametrize("why", ["busy", "silent", "unknown", "drained", "leaving", "too small"])
+async def test_a_gang_is_placed_whole_or_not_at_all(store: Store, why: str) -> None:
+    """One node of two that cannot take its part, and no slot of the other is owned."""
+    run = await store.submit(spec(nodes=2), "alice")
+    first, second = Node(store, "w1"), Node(store, "w2", slots=1 if why == "too small" else 2)
+    await first.poll()
+    if why != "unknown":
+        await second.poll(leaving=why == "leaving")
+    if why == "busy":
+        await place(store, await store.submit(spec(ranks_per_node=1), "bob"), second, slots=(1,))
+    elif why == "silent":
+        await silence(store, "w2")
+    elif why == "drained":
+        await store.drain("w2", "finish")
+    assert not await place(store, run, first, second)
+    assert (await store.get(run.id)).status == Status.QUEUED
+    assert (await first.poll()).offers == []
+    assert not any(held.run_id == run.id for worker in await store.workers() for held in worker.holds)
+
+
+async def test_the_nodes_of_a_gang_learn_where_to_meet(store: Store) -> None:
+    """The lead is offered its part at once; the others when it has said at which port; each with its rank and its slots."""
+    submitted = spec(nodes=2)
+    run = await store.submit(submitted, "alice")
+    lead, other = Node(store, "w1"), Node(store, "w2")
+    await lead.poll()
+    await other.poll()
+    assert await place(store, run, lead, other)
+    assert (await other.poll()).offers == []
+    offer = (await lead.poll()).offers[0]
+    assert offer.spec == submitted
+    assert (offer.run_id, offer.attempt, offer.node_rank, offer.num_nodes, offer.ranks_per_node) == (run.id, 1, 0, 2, 2)
+    assert (offer.slots, offer.master_address, offer.master_port) == ([0, 1], "address-w1", None)
+    await lead.poll()
+    offer = (await other.poll()).offers[0]
+    assert (offer.node_rank, offer.master_address, offer.master_port) == (1, "address-w1", 29500)
+    await other.poll()
+    assert [member.state for member in (await store.attempts(run.id))[0].members] == ["held", "held"]
+    found = await store.get(run.id)
+    assert (found.workers, found.ranks, found.reason) == (["w1", "w2"], 4, "attempt 1 is placed on 2 workers: w1, w2")
+
+
+async def test_an_offer_is_made_again_until_it_is_taken(store: Store) -> None:
+    """An answer that was lost on its way costs nothing."""
+    run = await store.submit(spec(), "alice")
+    node = Node(store)
+    await node.poll()
+    await place(store, run, node)
+    for _ in range(3):
+        assert (await node.poll(take=False)).offers[0].attempt == 1
+    await node.poll()
+    reply = await node.poll()
+    assert (reply.offers, [told.command for told in reply.instructions]) == ([], ["continue"])
+
+
+async def test_several_runs_share_a_node(store: Store) -> None:
+    """Each on slots of its own, of which the worker frees those of one that is over."""
+    node = Node(store, slots=4, shared=True)
+    first, second = [await store.submit(spec(), "alice") for _ in range(2)]
+    await start(store, first, node, slots=(0, 1))
+    assert not await place(store, second, node, slots=(1, 2))
+    await start(store, second, node, slots=(2, 3))
+    assert sorted((told.run_id, told.command) for told in (await node.poll()).instructions) == sorted(
+        [(first.id, "continue"), (second.id, "continue")]
+    )
+    await node.exit(first, 1, "finished")
+    [worker] = await store.workers()
+    assert [(held.run_id, held.slots) for held in worker.holds] == [(second.id, [2, 3])]
+
+
+async def test_a_run_is_not_placed_while_a_worker_that_is_heard_still_has_its_last_attempt(store: Store) -> None:
+    """Two attempts would write to one directory; once the node says that the processes are gone, the run starts elsewhere."""
+    run = await store.submit(spec(nodes=2), "alice")
+    nodes = [Node(store, name) for name in ("w1", "w2", "w3", "w4")]
+    for node in nodes:
+        await node.poll()
+    await start(store, run, *nodes[:2])
+    await nodes[0].exit(run, 1, "lost", "rank 0 was killed")
+    assert not await place(store, run, *nodes[2:])
+    assert [queued.run_id for queued in (await store.snapshot()).queued] == []
+    assert [told.command for told in (await nodes[1].poll()).instructions] == ["abort"]
+    nodes[1].held.clear()
+    await nodes[1].poll()
+    assert [queued.run_id for queued in (await store.snapshot()).queued] == [run.id]
+    assert await place(store, run, *nodes[2:])
+
+
+# The order of the queue
+
+
+async def test_the_snapshot_has_each_owners_runs_in_order(store: Store) -> None:
+    """Priority first, then submission, also after an edit, a pause and a lost attempt."""
+    node = Node(store)
+    runs = [await store.submit(spec(priority=priority), "alice") for priority in (0, 5, 0, -3, 5)]
+    await store.edit(runs[3].id, RunPatch(priority=100))
+    await store.request(runs[0].id, "pause")
+    await store.request(runs[0].id, "resume")
+    await start(store, runs[1], node)
+    await silence(store)
+    key = f"millionway:queue:{'alice'}"
+    assert await store.redis.zrange(key, 0, -1) == [runs[i].id for i in (3, 1, 4, 0, 2)]
+
+
+async def test_a_flood_of_one_owner_hides_nobody_elses_runs(store: Store) -> None:
+    """Each owner's best are in the snapshot."""
+    for _ in range(60):
+        await store.submit(spec(), "flood")
+    late = await store.submit(spec(), "late")
+    snapshot = await store._call("snapshot", limit=40)
+    queued = [run["id"] for run in snapshot["queued"]]
+    assert late.id in queued
+    assert len(queued) == len(set(queued))
+
+
+async def test_what_the_scheduler_sees_is_what_there_is(store: Store) -> None:
+    """Nodes with their free slots, runs with what they need; only one of two schedulers gets an answer."""
+    gpu = Node(store, "gpu", slots=8, device="cuda NVIDIA V100", shared=True, storage="nfs-2")
+    await gpu.poll()
+    running = await store.submit(spec(ranks_per_node=3, optimizer={"global_batch_size": 126}, resources={"max_hours": 2}), "alice")
+    waiting = await store.submit(spec(nodes=2, priority=7, resources={"device": "cuda"}), "bob")
+    await start(store, running, gpu, slots=(0, 1, 5))
+    cluster = await store.snapshot("one")
+    assert cluster is not None
+    [node] = cluster.nodes
+    assert (node.id, node.num_slots, node.free, node.is_cuda, node.is_shared) == ("gpu", 8, (2, 3, 4, 6, 7), True, True)
+    [live], [queued] = cluster.live, cluster.queued
+    assert (live.run_id, live.owner, dict(live.slots), live.is_stopping) == (running.id, "alice", {"gpu": (0, 1, 5)}, False)
+    assert live.ends_at == live.deadline == pytest.approx(cluster.now + 7200, abs=30)
+    assert (queued.run_id, queued.owner, queued.priority, queued.shapes, queued.device) == (waiting.id, "bob", 7, ((2, 2),), "cuda")
+    assert await store.snapshot("another") is None
+
+
+async def test_the_scheduler_and_the_store_understand_each_other(store: Store) -> None:
+    """What is decided from a snapshot is taken: two gangs and a small run on five nodes."""
+    nodes = [Node(store, f"w{i}") for i in range(5)]
+    for node in nodes:
+        await node.poll()
+    runs = [await store.submit(spec(nodes=count), owner) for count, owner in ((2, "alice"), (2, "bob"), (1, "bob"))]
+    cluster = await store.snapshot()
+    assert cluster is not None
+    places = decide(cluster).places
+    assert {placed.run_id for placed in places} == {run.id for run in runs}
+    for placed in places:
+        assert await store.place(placed)
+
+
+# Reading and editing
 
 
 async def test_pages_visit_each_run_once_while_new_ones_arrive(store: Store) -> None:
     """Newest first; what is submitted meanwhile belongs to an earlier page."""
-    runs = [(await store.submit(spec())).id for _ in range(7)]
+    runs = [(await store.submit(spec(), "alice")).id for _ in range(7)]
     seen, cursor = [], None
     while True:
         page = await store.list_runs(cursor=cursor, limit=2)
@@ -110,56 +265,128 @@ async def test_pages_visit_each_run_once_while_new_ones_arrive(store: Store) -> 
         if not page.has_more:
             break
         cursor = int(page.next_cursor or "")
-        await store.submit(spec())
+        await store.submit(spec(), "alice")
     assert seen == runs[::-1]
 
 
-async def test_runs_are_found_by_status(store: Store) -> None:
-    """The index follows each change."""
-    run, other = await store.submit(spec()), await store.submit(spec())
-    await store.claim("w1", WORKER)
-    assert [r.id for r in (await store.list_runs(status=Status.STARTING)).runs] == [run.id]
-    assert [r.id for r in (await store.list_runs(status=Status.QUEUED)).runs] == [other.id]
+async def test_runs_are_found_by_status_owner_and_labels(store: Store) -> None:
+    """Alone and together, over pages."""
+    runs = []
+    for i in range(12):
+        labels = {"project": "seeds" if i % 3 else "leaves"}
+        runs.append(await store.submit(spec(labels=labels), "alice" if i % 2 else "bob"))
+    await store.request(runs[1].id, "pause")
+
+    async def found(**wanted: object) -> list[int]:
+        seen, cursor = [], None
+        while True:
+            page = await store.list_runs(cursor=cursor, limit=2, **wanted)  # type: ignore[arg-type]
+            seen += [next(i for i, run in enumerate(runs) if run.id == one.id) for one in page.runs]
+            if not page.has_more:
+                return seen
+            cursor = int(page.next_cursor or "")
+
+    assert await found(status=Status.PAUSED) == [1]
+    assert await found(owner="alice") == [11, 9, 7, 5, 3, 1]
+    assert await found(labels={"project": "leaves"}) == [9, 6, 3, 0]
+    assert await found(labels={"project": "leaves"}, owner="bob", status=Status.QUEUED) == [6, 0]
+    assert await found(labels={"project": "none"}) == []
+
+
+async def test_an_edit_changes_priority_and_labels_and_nothing_else(store: Store) -> None:
+    """Labels are laid over those that there are, null removes one; the number of edits guards against a lost update."""
+    run = await store.submit(spec(labels={"a": "1", "b": "2"}), "alice")
+    edited = await store.edit(run.id, RunPatch(labels={"b": None, "c": "3"}), expected_edits=0)
+    assert (edited.labels, edited.priority, edited.edits, edited.version) == ({"a": "1", "c": "3"}, 0, 1, run.version + 1)
+    with pytest.raises(EditConflict, match="read it again"):
+        await store.edit(run.id, RunPatch(priority=3), expected_edits=0)
+    edited = await store.edit(run.id, RunPatch(priority=3))
+    assert (edited.labels, edited.priority, edited.edits, edited.status) == ({"a": "1", "c": "3"}, 3, 2, Status.QUEUED)
+
+
+async def test_a_pin_is_kept_until_it_is_taken_back(store: Store) -> None:
+    """The worker hears of it; a step without a checkpoint is refused."""
+    run = await store.submit(spec(), "alice")
+    node = Node(store)
+    await start(store, run, node)
+    await send(store, run, 1, started(), checkpointed(2, 10))
+    assert (await store.pin(run.id, 10, pinned=True)).pinned
+    assert (await node.poll()).instructions[0].pins == [10]
+    with pytest.raises(CheckpointNotFound):
+        await store.pin(run.id, 11, pinned=True)
+    assert not (await store.pin(run.id, 10, pinned=False)).pinned
+    assert (await node.poll()).instructions[0].pins == []
 
 
 async def test_the_history_tells_every_change_with_its_reason(store: Store) -> None:
-    """In order, with the attempt that each belongs to."""
-    run = await store.submit(spec())
-    await store.claim("w1", WORKER)
-    await send(store, run.id, 1, started())
-    await store.exit(run.id, 1, report("released", "worker w1 stops"))
-    await store.cancel(run.id)
+    """In order, with the attempt that each belongs to; the same transitions are among the events."""
+    run = await store.submit(spec(), "alice")
+    node = Node(store)
+    await start(store, run, node)
+    await send(store, run, 1, started())
+    await node.exit(run, 1, "released", "worker w1 stops")
+    await store.request(run.id, "cancel")
     told = [(entry.event, entry.status, entry.attempt, entry.reason) for entry in await store.history(run.id)]
     assert told == [
-        ("submit", "queued", 0, "submitted"),
-        ("claim", "starting", 1, "worker w1 on node-1 starts attempt 1"),
+        ("submit", "queued", 0, "submitted by alice"),
+        ("place", "starting", 1, "attempt 1 is placed on worker w1 on host-w1"),
         ("started", "running", 1, "training from step 0 on 2 ranks: cpu, fp32, 1 thread per rank"),
         ("released", "queued", 1, "worker w1 stops; attempt 2 starts from the beginning"),
         ("cancel", "cancelled", 1, "cancelled on request"),
     ]
+    events = (await store.events(run.id, kinds=["transition"])).events
+    assert [(event.data["event"], event.data["status"], event.attempt, event.data["reason"]) for event in events] == told
 
 
-async def test_workers_show_what_they_hold_and_whether_they_live(store: Store) -> None:
-    """A worker that was not heard of for longer than its lease is listed as dead."""
-    run = await store.submit(spec())
-    await store.claim("w1", WORKER)
-    await store.claim("idle", GPU_WORKER)
-    assert {w.id: (w.run, w.alive) for w in await store.workers()} == {"w1": (run.id, True), "idle": (None, True)}
-    store.lease_seconds = 0.05
-    await asyncio.sleep(0.1)
-    assert not any(worker.alive for worker in await store.workers())
+async def test_workers_show_what_they_hold_and_in_which_state_they_are(store: Store) -> None:
+    """Ready, draining while something runs there, then drained; silent after its lease."""
+    run = await store.submit(spec(), "alice")
+    node, idle = Node(store, "w1"), Node(store, "idle")
+    await start(store, run, node)
+    await idle.poll()
+
+    async def states() -> dict[str, tuple[str, list[str]]]:
+        return {worker.id: (worker.state, [held.run_id for held in worker.holds]) for worker in await store.workers()}
+
+    assert await states() == {"w1": ("ready", [run.id]), "idle": ("ready", [])}
+    assert (await store.drain("w1", "finish")).state == WorkerState.DRAINING
+    await node.poll()
+    assert await states() == {"w1": ("draining", [run.id]), "idle": ("ready", [])}
+    await node.exit(run, 1, "finished")
+    assert (await states())["w1"] == ("drained", [])
+    node.restart()
+    await node.poll()
+    assert (await states())["w1"] == ("drained", [])  # a drain outlives the process
+    assert (await store.drain("w1", "")).state == WorkerState.READY
+    await silence(store, "idle")
+    assert await states() == {"w1": ("ready", []), "idle": ("silent", [])}
+    with pytest.raises(WorkerNotFound):
+        await store.drain("nobody", "finish")
 
 
-async def test_a_queued_run_says_why_it_waits(store: Store) -> None:
-    """Computed when it is read: first nobody is there, then everybody is busy."""
-    first, second = await store.submit(spec()), await store.submit(spec())
-    assert (await store.get(first.id)).reason == "no worker is connected: start one with `millionway up`"
-    await store.claim("w1", WORKER)
-    assert (await store.get(second.id)).reason == "waiting for a worker: 1 worker is busy"
+async def test_what_there_is_is_counted(store: Store) -> None:
+    """Runs by status, attempts by how they ended, and since when the oldest queued run waits."""
+    node = Node(store)
+    runs = [await store.submit(spec(), "alice") for _ in range(3)]
+    await start(store, runs[0], node)
+    await node.exit(runs[0], 1, "finished")
+    counts = await store.counts()
+    assert (counts["counts"]["queued"], counts["counts"]["succeeded"], counts["outcomes"]) == (2, 1, {"finished": "1"})
+    assert counts["oldest_queued_at"] == pytest.approx(runs[1].created_at, abs=0.01)
 
 
 async def test_a_run_that_does_not_exist_is_named(store: Store) -> None:
     """By every method that takes an id."""
-    for call in (store.get, store.cancel, store.history, store.metrics, store.checkpoints, store.newest_attempt):
+    for call in (store.get, store.history, store.attempts, store.events, store.series, store.checkpoints, store.newest_attempt):
         with pytest.raises(RunNotFound, match="no run 'nothing'"):
             await call("nothing")
+    for wrong in (
+        store.request("nothing", "cancel"),
+        store.edit("nothing", RunPatch()),
+        store.pin("nothing", 1, pinned=True),
+        store.apply_events("nothing", 1, []),
+        store.exit("nothing", 1, report("finished")),
+        store.submit(spec(), "alice", parent=Parent(run_id="nothing", step=1)),
+    ):
+        with pytest.raises(RunNotFound, match="no run 'nothing'"):
+            await wrong
