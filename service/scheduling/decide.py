@@ -13,24 +13,26 @@ from dataclasses import replace
 
 from service.scheduling.model import Cluster, Decisions, Live, Place, Policy, Queued, Reservation, Stop
 from service.scheduling.order import Turns, effective_priority
-from service.scheduling.pool import OPEN, Pool
+from service.scheduling.pool import Pool, kind_of
 from service.scheduling.preempt import Preemption
-from service.scheduling.reserve import earliest, known
+from service.scheduling.reserve import earliest, known, zones_for
 from service.scheduling.tenants import Tenants
 
 MAX_PREEMPTING = 32
 """Runs for which others are stopped in one pass; more follow in the next: not all victims write their checkpoints at once."""
 
 
-def decide(cluster: Cluster, policy: Policy = Policy()) -> Decisions:
+def decide(cluster: Cluster, policy: Policy = Policy(), until: str | None = None) -> Decisions:
     """Equal snapshots give equal decisions. A pass costs one look at each queued run, and one search for each that starts and for each
-    kind of run that does not."""
+    kind of run that does not. With `until`, what was decided when that run had had its turn: nothing after it matters to it."""
     turns = Turns(cluster, policy)
     this = _Pass(cluster, policy, turns)
     this.serve_awaited()
     for queued in turns:
         if queued.run_id not in this.awaited and not this.place(queued) and not this.preempt(queued):
             this.reserve(queued)
+        if queued.run_id == until:
+            break
     return this.decisions()
 
 
@@ -75,8 +77,8 @@ class _Pass:
                 self._keep(queued, clearing.fit.nodes)
 
     def place(self, queued: Queued) -> bool:
-        zones = (*self._zones_left_in_time(queued), OPEN)
-        key = (_kind(queued), zones)
+        zones = zones_for(queued, self.reservations, self.cluster.now)
+        key = (kind_of(queued), zones)
         if key in self._unplaceable:
             return False
         fit = self.pool.find(queued, zones, self.pool.avoided(queued))
@@ -94,7 +96,7 @@ class _Pass:
 
     def preempt(self, queued: Queued) -> bool:
         """Whether room is being made for the run."""
-        kind = _kind(queued)
+        kind = kind_of(queued)
         if not self.policy.preemption or self._num_preempting >= MAX_PREEMPTING:
             return False
         if queued.priority <= max(self.preemption.lowest, self._not_cleared.get(kind, -math.inf)):
@@ -114,7 +116,7 @@ class _Pass:
         return True
 
     def reserve(self, queued: Queued) -> None:
-        kind = _kind(queued)
+        kind = kind_of(queued)
         if self.cluster.now - queued.queued_at < self.policy.reserve_after_seconds or kind in self._unreservable:
             return
         if len(self.reservations) >= self.policy.max_reservations:
@@ -133,19 +135,6 @@ class _Pass:
     def _keep(self, queued: Queued, nodes: Collection[str]) -> None:
         self.pool.keep(nodes, queued.run_id)
         self.kept.append(Reservation(queued.run_id, frozenset(nodes), None))
-
-    def _zones_left_in_time(self, queued: Queued) -> Iterator[str]:
-        """Nodes that are reserved for others, whom the run would not delay."""
-        if queued.max_seconds is not None:
-            end = self.cluster.now + queued.max_seconds
-            for reservation in self.reservations:
-                if reservation.starts_at is not None and end <= reservation.starts_at:
-                    yield reservation.run_id
-
-
-def _kind(queued: Queued) -> object:
-    """Runs of one kind fit into the same places."""
-    return queued.shapes, queued.device, queued.storage, queued.avoid
 
 
 def _due_stops(cluster: Cluster) -> Iterator[Stop]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +16,11 @@ KINDS_OF_NODE = {"cpu": (False, True), "cuda": (True,), "auto": (True, False)}
 
 _Buckets = dict[int, dict[str, None]]
 """Nodes by number of slots, each a set in insertion order, so that equal inputs give equal decisions."""
+
+
+def kind_of(queued: Queued) -> object:
+    """Runs of one kind fit into the same places."""
+    return queued.shapes, queued.device, queued.storage, queued.avoid
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +54,15 @@ class Pool:
     """The nodes that take work, and what is free on them. A node that drains is not in it."""
 
     def __init__(self, nodes: Iterable[Node]) -> None:
-        self.nodes = {node.id: node for node in sorted(nodes, key=lambda node: node.id) if not node.drain}
+        takes_work = (node for node in nodes if not node.drain)
+        self.nodes = {node.id: node for node in sorted(takes_work, key=lambda node: node.id)}
         self.free = {node.id: node.free for node in self.nodes.values()}
         self.zone: dict[str, str] = {}
         """Of the nodes that are kept for a run."""
         self._bins: dict[tuple[str, bool, str | None], _Bin] = {}
         self._sizes: dict[tuple[bool, str], int] = {}
         for node in self.nodes.values():
-            self._sizes[node.is_cuda, node.storage] = self._sizes.get((node.is_cuda, node.storage), 0) + 1
+            self._count(node)
             self._add(node)
 
     @cached_property
@@ -66,7 +72,7 @@ class Pool:
 
     def copy(self) -> Pool:
         other = object.__new__(Pool)
-        other.nodes, other._sizes = self.nodes, self._sizes
+        other.nodes, other._sizes = self.nodes.copy(), self._sizes.copy()
         other.free, other.zone = self.free.copy(), self.zone.copy()
         other._bins = {key: bin.copy() for key, bin in self._bins.items()}
         return other
@@ -91,7 +97,7 @@ class Pool:
             return {fit.nodes[0]: self.free[fit.nodes[0]][: fit.shape[1]]}
         return {id: tuple(range(self.nodes[id].num_slots)) for id in fit.nodes}
 
-    def take(self, slots: dict[str, tuple[int, ...]]) -> None:
+    def take(self, slots: Mapping[str, tuple[int, ...]]) -> None:
         for id, taken in slots.items():
             node = self._remove(id)
             self.free[id] = tuple(slot for slot in self.free[id] if slot not in taken)
@@ -100,6 +106,12 @@ class Pool:
     def release(self, id: str, slots: Iterable[int]) -> None:
         node = self._remove(id)
         self.free[id] = tuple(sorted({*self.free[id], *slots}))
+        self._add(node)
+
+    def join(self, node: Node) -> None:
+        """One more node."""
+        self.nodes[node.id], self.free[node.id] = node, node.free
+        self._count(node)
         self._add(node)
 
     def keep(self, ids: Iterable[str], zone: str) -> None:
@@ -150,6 +162,9 @@ class Pool:
                 fit = [id for ids in best for id in ids if id not in avoid]
                 return sorted(fit, key=lambda id: id in queued.avoid)[:num_nodes] if queued.avoid else fit[:num_nodes]
         return []
+
+    def _count(self, node: Node) -> None:
+        self._sizes[node.is_cuda, node.storage] = self._sizes.get((node.is_cuda, node.storage), 0) + 1
 
     def _add(self, node: Node) -> None:
         for buckets, size in self._places(node):

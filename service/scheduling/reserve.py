@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from heapq import nsmallest
 
-from service.scheduling.model import Queued
+from service.scheduling.model import Queued, Reservation
 from service.scheduling.pool import KINDS_OF_NODE, OPEN, Fit
 from service.scheduling.tenants import Tenants
 
@@ -37,6 +38,13 @@ def earliest(queued: Queued, tenants: Tenants, zones: tuple[str, ...] = (OPEN,))
         return None
     starts_at, *_, fit = min(found, key=lambda candidate: candidate[:4])
     return starts_at, fit
+
+
+def zones_for(queued: Queued, reservations: Iterable[Reservation], now: float) -> tuple[str, ...]:
+    """Where the run may go: nodes that are kept for itself, for nobody, or for others whom it would not delay."""
+    ends_at = math.inf if queued.max_seconds is None else now + queued.max_seconds
+    reserved = (kept.run_id for kept in reservations if kept.run_id == queued.run_id or ends_at <= (kept.starts_at or -math.inf))
+    return (*reserved, OPEN)
 
 
 def known(time: float) -> float | None:

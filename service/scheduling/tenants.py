@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 
-from service.scheduling.model import Live
+from service.scheduling.model import Live, Shape
 from service.scheduling.pool import Pool
 
 
@@ -59,3 +59,13 @@ class Tenants:
             if free >= need:
                 return end
         return math.inf
+
+    def leaving(self, id: str, shape: Shape) -> list[Live]:
+        """Who must end before the shape fits on the node, those that end first."""
+        missing = (self.need(id, *shape) or 0) - len(self.pool.free[id]) - self.ownerless(id)
+        found = []
+        for run in sorted(self.on[id], key=lambda run: (self.ends_at(run), run.run_id)):
+            if missing > 0:
+                found.append(run)
+                missing -= len(run.slots[id])
+        return found

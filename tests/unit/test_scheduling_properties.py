@@ -11,65 +11,7 @@ from hypothesis import strategies as st
 
 from service.scheduling.decide import decide
 from service.scheduling.model import Cluster, Decisions, Live, Node, Policy, Queued
-from service.scheduling.pool import Pool
-from tests.clusters import NOW
-
-SHAPES = st.sampled_from([(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (2, 4), (3, 2), (4, 4)])
-OWNERS = st.sampled_from(["ann", "bob", "eve"])
-TIMES = st.one_of(st.none(), st.floats(1.0, 10_000.0))
-
-
-@st.composite
-def clusters(draw: st.DrawFn) -> Cluster:
-    """Up to six nodes, with live runs that are where the scheduler could have put them."""
-    kinds = st.tuples(st.sampled_from([1, 2, 4]), st.booleans(), st.sampled_from(["s", "t"]), st.booleans())
-    nodes = [
-        Node(f"n{number}", size, tuple(range(size)), is_cuda, storage, is_shared)
-        for number, (size, is_cuda, storage, is_shared) in enumerate(draw(st.lists(kinds, max_size=6)))
-    ]
-    waiting = [draw(queued_runs(number)) for number in range(draw(st.integers(0, 8)))]
-    pool, running = Pool(nodes), []
-    for number in range(draw(st.integers(0, 6))):
-        run = draw(queued_runs(100 + number))
-        if fit := pool.find(run):
-            slots = pool.slots(fit)
-            pool.take(slots)
-            is_stopping = draw(st.booleans())
-            stopped_for = draw(st.sampled_from([None, "r0", "r1", "gone"])) if is_stopping else None
-            ends = draw(TIMES)
-            running.append(
-                Live(
-                    run.run_id,
-                    run.owner,
-                    run.priority,
-                    slots,
-                    started_at=NOW - draw(st.floats(0, 1000)),
-                    ends_at=None if ends is None else NOW + ends,
-                    deadline=draw(st.sampled_from([None, NOW - 1, NOW + 1])),
-                    is_stopping=is_stopping,
-                    stopped_for=stopped_for,
-                    can_be_preempted=draw(st.booleans()),
-                )
-            )
-    drains = st.sampled_from(["", "", "", "finish", "checkpoint"])
-    after = tuple(replace(node, free=pool.free[node.id], drain=draw(drains)) for node in nodes)
-    return Cluster(NOW, after, tuple(waiting), tuple(running), draw(st.dictionaries(OWNERS, st.floats(0, 1e5))))
-
-
-@st.composite
-def queued_runs(draw: st.DrawFn, number: int) -> Queued:
-    return Queued(
-        run_id=f"r{number}",
-        owner=draw(OWNERS),
-        priority=draw(st.integers(-2, 2)),
-        sequence=number,
-        queued_at=NOW - draw(st.floats(0, 20_000)),
-        shapes=tuple(draw(st.lists(SHAPES, min_size=1, max_size=3, unique=True))),
-        device=draw(st.sampled_from(["auto", "cpu", "cuda"])),
-        max_seconds=draw(TIMES),
-        storage=draw(st.sampled_from([None, None, "s"])),
-        avoid=frozenset(draw(st.lists(st.sampled_from(["n0", "n1", "n2"]), max_size=2))),
-    )
+from tests.clusters import clusters
 
 
 def could_go(run: Queued, nodes: list[Node], free: dict[str, int]) -> list[frozenset[str]]:
