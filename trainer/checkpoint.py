@@ -177,6 +177,7 @@ def _read_shard(saved: Saved, rank: int) -> dict[str, Tensor]:
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+    path.chmod(0o644)  # safetensors lets its owner alone read it; the API, another user, streams it to others
     sync(path)
     return {"sha256": sha256(path), "bytes": path.stat().st_size}
 
