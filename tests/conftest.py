@@ -39,13 +39,13 @@ def anyio_backend() -> str:
 
 
 @contextmanager
-def running_redis(directory: Path, port: int) -> Iterator[str]:
+def running_redis(directory: Path, port: int, password: str | None = None) -> Iterator[str]:
     """A server that answers, and its URL."""
-    server = redis_server.start(directory, port)
+    server = redis_server.start(directory, port, password=password)
     try:
-        with redis.Redis(port=port, socket_timeout=2) as client:
+        with redis.Redis(port=port, password=password, socket_timeout=2) as client:
             wait_until(lambda: _answers(client), "Redis answers")
-        yield f"redis://127.0.0.1:{port}"
+        yield f"redis://:{password}@127.0.0.1:{port}" if password else f"redis://127.0.0.1:{port}"
     finally:
         processes.end(server, grace_seconds=5)
 
@@ -126,6 +126,13 @@ def api_url(api_session: str, redis_session: str) -> str:
 def user_key(api_url: str, redis_session: str) -> str:
     """Of alice, who may see nothing of others."""
     return new_key(f"{redis_session}/1", "alice")
+
+
+@pytest.fixture
+def stranger(api_url: str) -> Iterator[httpx.Client]:
+    """Without a key."""
+    with httpx.Client(base_url=api_url, trust_env=False, timeout=10) as client:
+        yield client
 
 
 def bearer(key: str) -> dict[str, str]:
