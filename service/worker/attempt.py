@@ -11,13 +11,13 @@ import structlog
 
 from service import processes
 from service.client import ApiClient
-from service.launch import Launch, job_environment
 from service.layout import RunDir, write_whole
 from service.protocol import Command, ExitReport, Held, Instruction, Offer
 from service.worker import storage
 from service.worker.job import Job
 from service.worker.link import Link
-from service.worker.machine import gpu_processes, interface_of, num_cores, wait_for_gpus
+from service.worker.machine import gpu_processes, wait_for_gpus
+from service.worker.offers import environment_of, launch_of, outside_roots
 from service.worker.settings import JobCommand, Settings
 from service.worker.shipping import Shipper
 from service.worker.stall import Stall, StallDetector
@@ -28,6 +28,8 @@ log = structlog.get_logger()
 TURN_SECONDS = 0.2
 UNWELCOME_SECONDS = 2.0
 """Between a refused report, which says that the attempt is over, and killing it: the next poll tells whether stacks are wanted."""
+OTHERS_SECONDS = 3.0
+"""For the other nodes of a gang to see a stall."""
 RETRY_SECONDS, MAX_RETRY_SECONDS = 0.5, 5.0
 _SEVERITY: dict[Command, int] = {"continue": 0, "stop": 1, "kill": 2, "abort": 3}
 
@@ -66,7 +68,7 @@ class Attempt(threading.Thread):
         self._storage_id, self._lease_seconds = storage_id, lease_seconds
         self._run_dir = RunDir(settings.runs_dir / offer.run_id)
         self._directory = self._run_dir.attempt(offer.attempt)
-        self._launch = self._make_launch(offer, master_port, gpus)
+        self._launch = launch_of(offer, settings, master_port, gpus)
         first = offer.node_rank * offer.ranks_per_node
         self._ranks = range(first, first + offer.ranks_per_node)
         logs = [self._directory.launcher_log(offer.node_rank), *(self._directory.rank_log(rank) for rank in self._ranks)]
@@ -112,10 +114,11 @@ class Attempt(threading.Thread):
     def _refusal(self) -> ExitReport | None:
         """Why the job is not to run here at all."""
         offer, settings = self._offer, self._settings
-        if outside := storage.outside_roots(offer.spec, settings.data_roots):
+        if outside := outside_roots(offer.spec, settings.data_roots):
             return ExitReport(worker=settings.name, outcome="faulty", reason=outside)
         if offer.node_rank == 0 and not self._launch.master_port:
-            return self._report_lost(f"no TCP port is free for the ranks to meet, of {settings.ports or 'all'} (--ports)")
+            ports = f"{settings.ports[0]}-{settings.ports[-1]}" if settings.ports else "all"
+            return self._report_lost(f"no TCP port is free for the ranks to meet, of {ports} (--ports)")
         storage.check_storage(settings.runs_dir, self._storage_id)
         newest = storage.raise_fence(self._run_dir, offer.attempt)
         return self._report_lost(f"attempt {newest} of the run has begun already") if newest > offer.attempt else None
@@ -133,7 +136,7 @@ class Attempt(threading.Thread):
             offer.run_id,
             offer.attempt,
             self._command(launch),
-            self._environment(),
+            environment_of(offer, settings, launch),
             self._directory.launcher_log(offer.node_rank),
             stop_file=self._directory.stop,
             grace_seconds=settings.grace_seconds,
@@ -171,6 +174,8 @@ class Attempt(threading.Thread):
                 job.stop()
             if told_to is None and (stall := stall_detector.look()):
                 job.collect_stacks()
+                if self._launch.num_nodes > 1:  # the other nodes are stuck too, and their ranks may fail once these are gone
+                    self._wait_for_abort(OTHERS_SECONDS)
                 return Ending(job.kill(), stall=stall)
             if pins != self._pins:
                 pins = self._pins
@@ -198,7 +203,8 @@ class Attempt(threading.Thread):
     def _deliver(self, report: ExitReport) -> None:
         """Until the API has it. Gives up when the worker leaves and the API stays away for the grace."""
         if report.reason.startswith(LOST_PEERS):
-            self._wait_for_the_cause()
+            # The node that is at fault, or its lease, tells why; the first report of a failed attempt names the node to avoid.
+            self._wait_for_abort(self._lease_seconds + 1.0)
         fails_others = self._offer.num_nodes > 1 and report.outcome in ("faulty", "crashed", "lost")
         delay, give_up = RETRY_SECONDS, None
         while not self._is_abandoned and not self._link.deliver(report, urgent=fails_others or self._told == "abort"):
@@ -210,36 +216,12 @@ class Attempt(threading.Thread):
             time.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(2 * delay, MAX_RETRY_SECONDS)
 
-    def _wait_for_the_cause(self) -> None:
-        """The node that is at fault, or its lease, tells why; the first report of a failed attempt names the node to avoid."""
-        deadline = time.monotonic() + self._lease_seconds + 1.0
+    def _wait_for_abort(self, seconds: float) -> None:
+        """At most so long; what another node reports ends the attempt here as well."""
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._told != "abort" and not self._is_leaving and self._link.turn():
             self._news.wait(TURN_SECONDS)
             self._news.clear()
 
     def _report_lost(self, reason: str) -> ExitReport:
         return ExitReport(worker=self._settings.name, outcome="lost", reason=reason[:4000])
-
-    def _make_launch(self, offer: Offer, master_port: int | None, gpus: tuple[int, ...]) -> Launch:
-        parent = offer.parent
-        return Launch(
-            run_dir=self._run_dir.path,
-            attempt=offer.attempt,
-            num_nodes=offer.num_nodes,
-            node_rank=offer.node_rank,
-            ranks_per_node=offer.ranks_per_node,
-            master_address=offer.master_address if offer.num_nodes > 1 else "127.0.0.1",
-            master_port=master_port or 0,
-            start_from=RunDir(self._settings.runs_dir / parent.run_id).checkpoint(parent.step) if parent else None,
-            num_threads=max(1, num_cores() // (self._settings.slots if self._settings.shared else offer.ranks_per_node)),
-            gpus=gpus,
-        )
-
-    def _environment(self) -> dict[str, str]:
-        environment = job_environment(self._offer.spec, self._launch)
-        if self._launch.gpus:
-            environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts them
-        if self._launch.num_nodes > 1 and (interface := interface_of(self._settings.address)):
-            # gloo would take the address of the host's name, which many systems resolve to the loopback interface
-            environment.setdefault("GLOO_SOCKET_IFNAME", interface)
-        return environment

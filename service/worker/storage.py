@@ -1,4 +1,4 @@
-"""The runs directory: which file system it is, the fence of a run in it, and what data a run may read."""
+"""The runs directory: which file system it is, and what the worker writes for a run's ranks: the fence, the pins."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service.layout import RunDir, write_whole
-from service.spec import RunSpec
 
 STORAGE_FILE = ".millionway-storage"
 LOCK_SECONDS = 5.0
@@ -71,18 +70,3 @@ def _lock(descriptor: int, directory: Path) -> None:
 
 def write_pins(run_dir: RunDir, steps: Sequence[int]) -> None:
     write_whole(run_dir.pins, json.dumps(sorted(steps)))
-
-
-def outside_roots(spec: RunSpec, roots: Sequence[Path]) -> str | None:
-    """In words, which of the run's folders lies in none of `roots`, links and `..` resolved. None where all do, or no root is set."""
-    folders = {"data.path": spec.data.path, "evaluation.labelled": spec.evaluation.labelled, "evaluation.queries": spec.evaluation.queries}
-    resolved = [Path(os.path.realpath(root)) for root in roots]
-    for field, folder in folders.items():
-        if folder is None or not roots:
-            continue
-        real = Path(os.path.realpath(folder))
-        if not any(real.is_relative_to(root) for root in resolved):
-            names = ", ".join(map(str, roots))
-            leads = f", which leads to {str(real)!r}" if str(real) != folder else ""
-            return f"{field} is {folder!r}{leads}, outside of what this worker may read: name a folder in {names} (--data-root)"
-    return None

@@ -10,14 +10,14 @@ import pytest
 import redis
 
 from service.client import ApiClient
-from service.errors import ApiUnavailable
+from service.errors import ApiProblem, ApiUnavailable
 from service.layout import AttemptDir
 from service.lifecycle import Status
-from service.protocol import Claim, ClaimRequest, ExitReport
+from service.protocol import ExitReport
 from service.worker.link import Link
 from service.worker.shipping import Shipper
 from tests.conftest import wait_until
-from tests.worker.conftest import LEASE_SECONDS, Service
+from tests.worker.conftest import FakeWorker, Service
 
 
 class LossyLine(httpx.BaseTransport):
@@ -41,6 +41,18 @@ class LossyLine(httpx.BaseTransport):
         self._line.close()
 
 
+class RefusingLine(httpx.BaseTransport):
+    def __init__(self, status: int) -> None:
+        self._line = httpx.HTTPTransport()
+        self.status: int | None = status
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(self.status, json={"title": "refused"}) if self.status else self._line.handle_request(request)
+
+    def close(self) -> None:
+        self._line.close()
+
+
 def write_event(spool: Path, seq: int) -> bytes:
     numbers = {"num_steps": 5000, "epoch": 1.0, "num_epochs": 1.0, "loss": 1.0, "learning_rate": 0.1}
     rest = {"images_per_second": 1.0, "data_wait": 0.0, "eta_seconds": 1.0}
@@ -53,58 +65,49 @@ def write_event(spool: Path, seq: int) -> bytes:
 def ship_all(shipper: Shipper) -> None:
     """Until nothing is new, in a bounded number of passes."""
     for _ in range(20):
-        if not any(list(shipper.ship())):
+        if not shipper.ship():
             return
     pytest.fail("the shipper does not come to an end")
 
 
 @pytest.fixture
 def attempt(service: Service, tmp_path: Path) -> tuple[Shipper, AttemptDir, str]:
-    """A claimed run, its attempt's directory, and what ships it."""
+    """A run that a worker holds, its attempt's directory, and what ships it."""
     run = service.submit("steady")
-    assert service.client.claim("w", ClaimRequest(host="here", slots=1, device="cpu")) is not None
+    FakeWorker(service).take()
     directory = AttemptDir(tmp_path / "attempt")
     directory.path.mkdir()
-    return Shipper(service.client, run.id, 1, directory), directory, run.id
+    return shipper_of(service.client, run.id, directory), directory, run.id
 
 
-def steps(service: Service, run_id: str) -> list[int]:
-    return [metric.metric.step for metric in service.client.metrics(run_id).metrics]
+def shipper_of(client: ApiClient, run_id: str, directory: AttemptDir) -> Shipper:
+    return Shipper(client, run_id, 1, directory, logs=[directory.rank_log(0)])
 
 
 def test_a_line_that_loses_requests_and_answers_loses_and_doubles_nothing(service: Service, tmp_path: Path) -> None:
     """What was not acknowledged is sent again from the files; what arrives twice is applied once."""
     run = service.submit("steady")
-    claim = service.client.claim("w", ClaimRequest(host="here", slots=1, device="cpu"))
-    assert claim is not None
+    worker = FakeWorker(service)
+    held = worker.take()
     directory = AttemptDir(tmp_path / "attempt")
     directory.path.mkdir()
-    for seq in range(1, 2001):
+    for seq in range(1, 801):
         write_event(directory.events, seq)
     text = b"".join(b"%d: a line of the log\n" % number for number in range(60_000))
     directory.rank_log(0).write_bytes(text)
     line = LossyLine()
-    with ApiClient(service.url, retries=0, transport=line) as client:
-        shipper = Shipper(client, run.id, 1, directory)
+    with ApiClient(service.url, key=service.worker_key, retries=0, transport=line) as client:
+        shipper = shipper_of(client, run.id, directory)
         for _ in range(200):
+            worker.poll(held=[held])
             try:
-                if not any(list(shipper.ship())):
+                if not shipper.ship():
                     break
             except ApiUnavailable:
                 continue
-            finally:
-                service.client.heartbeat(run.id, 1)
     assert line.num_calls > 12, "nothing was lost: the test shows nothing"
 
-    arrived: list[int] = []
-    after = None
-    while True:
-        page = service.client.metrics(run.id, after=after)
-        arrived += [metric.metric.step for metric in page.metrics]
-        after = page.next_cursor
-        if not page.has_more:
-            break
-    assert arrived == list(range(1, 2001))
+    assert service.steps(run.id) == list(range(1, 801))
     stored, offset = b"", 0
     while True:
         piece, offset = service.client.log(run.id, offset=offset)
@@ -112,6 +115,40 @@ def test_a_line_that_loses_requests_and_answers_loses_and_doubles_nothing(servic
             break
         stored += piece
     assert stored == text
+
+
+def test_logs_of_an_attempt_that_is_over_are_still_stored_and_its_events_are_not(
+    service: Service, attempt: tuple[Shipper, AttemptDir, str]
+) -> None:
+    """The shipper learns it from the first refusal."""
+    shipper, directory, run_id = attempt
+    service.client.exit(run_id, 1, ExitReport(worker="another", outcome="lost", reason="gone"))
+    write_event(directory.events, 1)
+    directory.rank_log(0).write_text("the last words\n")
+    ship_all(shipper)
+    assert not shipper.is_welcome
+    assert service.steps(run_id) == []
+    assert service.client.log(run_id, attempt=1)[0] == b"the last words\n"
+
+
+@pytest.mark.parametrize("status", [401, 403, 429])
+def test_a_refusal_of_the_sender_loses_nothing_of_what_was_sent(
+    service: Service, attempt: tuple[Shipper, AttemptDir, str], status: int
+) -> None:
+    """A key that is being replaced, or too many requests: the same is sent again later."""
+    _, directory, run_id = attempt
+    line = RefusingLine(status)
+    write_event(directory.events, 1)
+    directory.rank_log(0).write_text("a line\n")
+    with ApiClient(service.url, key=service.worker_key, retries=0, transport=line) as client:
+        shipper = shipper_of(client, run_id, directory)
+        for _ in range(2):
+            with pytest.raises(ApiProblem):
+                shipper.ship()
+        line.status = None
+        ship_all(shipper)
+    assert service.steps(run_id) == [1]
+    assert service.client.log(run_id)[0] == b"a line\n"
 
 
 def test_a_line_that_is_still_being_written_is_not_sent(service: Service, attempt: tuple[Shipper, AttemptDir, str], tmp_path: Path) -> None:
@@ -122,11 +159,11 @@ def test_a_line_that_is_still_being_written_is_not_sent(service: Service, attemp
     with directory.events.open("ab") as file:
         file.write(whole[:40])
     ship_all(shipper)
-    assert steps(service, run_id) == [1]
+    assert service.steps(run_id) == [1]
     with directory.events.open("ab") as file:
         file.write(whole[40:])
     ship_all(shipper)
-    assert steps(service, run_id) == [1, 2]
+    assert service.steps(run_id) == [1, 2]
 
 
 def test_an_unreadable_line_of_the_spool_holds_back_no_event(service: Service, attempt: tuple[Shipper, AttemptDir, str]) -> None:
@@ -154,7 +191,7 @@ def test_an_unreadable_line_of_the_spool_holds_back_no_event(service: Service, a
         there.append(there[-1] + 2)
         write_event(directory.events, there[-1])
         ship_all(shipper)
-    assert steps(service, run_id) == there
+    assert service.steps(run_id) == there
     warnings = service.client.run(run_id).warnings
     assert warnings == [f"event {seq} cannot be read from the job's spool" for seq in missing]
 
@@ -173,7 +210,7 @@ def test_an_event_that_the_api_refuses_arrives_as_a_warning_and_loses_no_other(
             file.write(json.dumps(refused).encode() + b"\n")
     write_event(directory.events, 4)
     ship_all(shipper)
-    assert steps(service, run_id) == [1, 4]
+    assert service.steps(run_id) == [1, 4]
     warnings = service.client.run(run_id).warnings
     assert [warning.split(" is refused: ")[0] for warning in warnings] == ["event 2 (phase)", "event 3 (warned)"]
 
@@ -186,10 +223,10 @@ def test_events_that_the_api_lost_are_sent_again_from_the_spool(service: Service
     ship_all(shipper)
     with redis.Redis.from_url(service.redis_url) as store:
         store.hset(f"millionway:run:{run_id}", "last_seq", 2)
-        store.delete(f"millionway:metrics:{run_id}")
+        store.delete(f"millionway:events:{run_id}")
     write_event(directory.events, 6)
     ship_all(shipper)
-    assert steps(service, run_id) == [3, 4, 5, 6]
+    assert service.steps(run_id) == [3, 4, 5, 6]
 
 
 def test_a_gap_that_sending_again_does_not_fill_is_passed_over(service: Service, attempt: tuple[Shipper, AttemptDir, str]) -> None:
@@ -199,7 +236,7 @@ def test_a_gap_that_sending_again_does_not_fill_is_passed_over(service: Service,
     with redis.Redis.from_url(service.redis_url) as store:
         store.hset(f"millionway:run:{run_id}", "last_seq", -5)
     ship_all(shipper)
-    assert steps(service, run_id) == []
+    assert service.steps(run_id) == []
 
 
 def test_logs_that_the_api_cannot_store_do_not_hold_back_the_report(
@@ -213,11 +250,10 @@ def test_logs_that_the_api_cannot_store_do_not_hold_back_the_report(
     blocked.write_text("a file where the API wants a folder")
     write_event(directory.events, 1)
     directory.rank_log(0).write_text("a line")
-    claim = Claim(run_id=run_id, attempt=1, spec=service.client.run(run_id).spec, lease_seconds=LEASE_SECONDS)
-    link, report = Link(service.client, claim, shipper), ExitReport(outcome="finished", reason="done")
-    assert not link.deliver(report), "it is tried again first"
-    wait_until(lambda: link.deliver(report), "the report is delivered")
+    link, report = Link(service.client, run_id, 1, shipper), ExitReport(worker="another", outcome="finished", reason="done")
+    assert not link.deliver(report, urgent=False), "it is tried again first"
+    wait_until(lambda: link.deliver(report, urgent=False), "the report is delivered")
     run = service.client.run(run_id)
     assert run.status == Status.SUCCEEDED
     assert "not all stored here" in run.reason
-    assert steps(service, run_id) == [1]
+    assert service.steps(run_id) == [1]

@@ -1,21 +1,24 @@
-"""The worker process against the real API and Redis."""
+"""The worker process against the real API and Redis: one node."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
+import socket
 import time
+from pathlib import Path
 
 import pytest
 
 from service import processes
 from service.errors import AttemptLost
 from service.lifecycle import Status
-from service.protocol import ClaimRequest, ExitReport
+from service.protocol import EventBatch, ExitReport
 from tests.conftest import wait_until
 from tests.process import is_running
-from tests.worker.conftest import LEASE_SECONDS, Service
+from tests.worker.conftest import LEASE_SECONDS, FakeWorker, Service
 
 
 def test_a_dead_api_stops_no_job_and_loses_no_event_and_no_log_byte(service: Service) -> None:
@@ -28,23 +31,46 @@ def test_a_dead_api_stops_no_job_and_loses_no_event_and_no_log_byte(service: Ser
     service.start_api()
     assert service.wait(run, Status.SUCCEEDED).attempt == 1
 
-    progress = [metric.metric for metric in service.client.metrics(run.id).metrics]
-    assert [event.step for event in progress] == list(range(1, 201))
-    pauses = [after.time - before.time for before, after in itertools.pairwise(progress)]
+    events = [event for event in service.get(f"/runs/{run.id}/events", limit=500)["events"] if event["kind"] == "progress"]
+    assert [event["data"]["step"] for event in events] == list(range(1, 201))
+    pauses = [after["data"]["time"] - before["data"]["time"] for before, after in itertools.pairwise(events)]
     assert max(pauses) < 0.7, "the job waited for the API"
-    stored, _ = service.client.log(run.id, name="rank-0.log")
-    assert stored == service.attempt_file(run, 1, "rank-0.log").read_bytes()
+    assert service.log(run) == service.attempt_file(run, 1, "rank-0.log").read_bytes()
 
 
-def test_a_cancelled_run_gets_sigterm_and_ends_cancelled(service: Service) -> None:
-    """The heartbeat's reply carries the wish; the job is asked first, and nothing of it is left."""
+def test_a_cancelled_run_is_asked_for_a_checkpoint_by_file_and_ends_cancelled(service: Service) -> None:
+    """The poll's answer carries the wish; no signal is needed, and nothing of the job is left."""
     run = service.submit("steady")
     service.start_worker()
     service.wait(run, Status.RUNNING)
-    service.client.cancel(run.id)
-    service.wait(run, Status.CANCELLED)
-    assert b"got SIGTERM" in service.client.log(run.id)[0]
+    service.request(run, "cancel")
+    run = service.wait(run, Status.CANCELLED)
+    assert run.checkpoint_step
+    assert b"checkpoint at" in service.log(run)
+    assert b"SIGTERM" not in service.log(run)
     assert processes.attempt_processes(run.id) == []
+
+
+def test_a_killed_run_ends_at_once_without_a_checkpoint(service: Service) -> None:
+    """Neither file nor SIGTERM comes first."""
+    run = service.submit("steady")
+    service.start_worker()
+    service.wait(run, Status.RUNNING)
+    service.request(run, "kill")
+    run = service.wait(run, Status.CANCELLED)
+    assert run.checkpoint_step is None
+    assert b"checkpoint" not in service.log(run)
+    assert processes.attempt_processes(run.id) == []
+
+
+def test_a_job_that_sees_no_stop_file_gets_sigterm_after_the_grace(service: Service) -> None:
+    """DeepSpeed's launcher hands it on."""
+    run = service.submit("deaf")
+    service.start_worker()
+    service.wait(run, Status.RUNNING)
+    service.request(run, "cancel")
+    assert service.wait(run, Status.CANCELLED).checkpoint_step
+    assert b"got SIGTERM" in service.log(run)
 
 
 def test_a_job_deaf_to_sigterm_is_killed_after_the_grace(service: Service) -> None:
@@ -52,9 +78,24 @@ def test_a_job_deaf_to_sigterm_is_killed_after_the_grace(service: Service) -> No
     run = service.submit("stubborn")
     service.start_worker()
     service.wait(run, Status.RUNNING)
-    service.client.cancel(run.id)
+    service.request(run, "cancel")
     assert "did not end within the grace" in service.wait(run, Status.CANCELLED).reason
     assert processes.attempt_processes(run.id) == []
+
+
+def test_a_paused_run_goes_on_from_its_checkpoint(service: Service) -> None:
+    """In another attempt, of a higher number in the fence."""
+    run = service.submit("steady", steps=150)
+    service.start_worker()
+    service.wait(run, Status.RUNNING)
+    service.request(run, "pause")
+    saved = service.wait(run, Status.PAUSED).checkpoint_step
+    assert saved
+    service.request(run, "resume")
+    assert service.wait(run, Status.SUCCEEDED).attempt == 2
+    assert (service.runs_dir / run.id / "fence").read_text() == "2"
+    steps = service.steps(run.id)
+    assert [steps.count(step) for step in range(1, 151)] == [1] * 150, "no step twice, none left out"
 
 
 def test_a_worker_killed_with_9_takes_its_job_along_and_another_finishes_the_run(service: Service) -> None:
@@ -64,9 +105,39 @@ def test_a_worker_killed_with_9_takes_its_job_along_and_another_finishes_the_run
     service.wait(run, Status.RUNNING)
     worker.kill()
     worker.wait()
-    wait_until(lambda: processes.attempt_processes(run.id) == [], "the job is gone", seconds=1)
+    wait_until(lambda: processes.attempt_processes(run.id) == [], "the job is gone", seconds=2)
     service.start_worker("w2")
     assert service.wait(run, Status.SUCCEEDED).attempt == 2
+
+
+def test_a_worker_that_starts_anew_is_known_at_once_and_takes_the_run_again(service: Service) -> None:
+    """Long before its lease would expire: the new process says that it holds nothing of the old one's."""
+    run = service.submit("steady", steps=200)
+    worker = service.start_worker()
+    service.wait(run, Status.RUNNING)
+    worker.kill()
+    worker.wait()
+    service.start_worker()
+    assert service.wait(run, Status.SUCCEEDED).attempt == 2
+    assert "started anew" in service.client.history(run.id)[3].reason
+
+
+def test_what_an_earlier_process_of_the_worker_left_is_killed_before_the_next_polls(service: Service) -> None:
+    """Of this worker alone: one of the same name may serve another stack on this machine."""
+    marks = {
+        name: processes.attempt_mark("0000000000", 3, f"w1 {where}")
+        for name, where in (("mine", service.runs_dir), ("other", "/elsewhere"))
+    }
+    left = {
+        name: processes.spawn(["sleep", "600"], environment={**os.environ, **mark}, log=service.directory / "left.log")
+        for name, mark in marks.items()
+    }
+    service.start_worker()
+    assert left["mine"].wait(10) == -signal.SIGKILL
+    wait_until(lambda: service.client.workers(), "the worker polls")
+    assert left["other"].poll() is None
+    left["other"].kill()
+    left["other"].wait()
 
 
 def test_the_job_of_a_lost_attempt_is_killed_and_disturbs_nothing(service: Service) -> None:
@@ -76,26 +147,79 @@ def test_the_job_of_a_lost_attempt_is_killed_and_disturbs_nothing(service: Servi
     service.wait(run, Status.RUNNING)
     os.kill(worker.pid, signal.SIGSTOP)
     service.wait(run, Status.QUEUED)
-    claim = service.client.claim("another", ClaimRequest(host="elsewhere", slots=1, device="cpu"))
-    assert claim is not None
-    assert claim.attempt == 2
+    FakeWorker(service, storage=(service.runs_dir / ".millionway-storage").read_text()).take()
     assert processes.attempt_processes(run.id, 1) != []
     os.kill(worker.pid, signal.SIGCONT)
-    wait_until(lambda: processes.attempt_processes(run.id, 1) == [], "the lost job is gone", seconds=LEASE_SECONDS)
-    assert service.client.exit(run.id, 2, ExitReport(outcome="finished", reason="done")).status == Status.SUCCEEDED
-    assert worker.poll() is None, "the worker went on to the next claim"
+    wait_until(lambda: processes.attempt_processes(run.id, 1) == [], "the lost job is gone", seconds=2 * LEASE_SECONDS)
+    report = ExitReport(worker="another", outcome="finished", reason="done")
+    assert service.client.exit(run.id, 2, report).status == Status.SUCCEEDED
+    assert worker.poll() is None, "the worker goes on"
 
 
-def test_sigterm_to_the_worker_gives_the_run_back(service: Service) -> None:
-    """The job is asked to write its checkpoint; the run is queued again at once, not when the lease expires."""
-    run = service.submit("steady")
+def test_an_attempt_that_finds_a_newer_one_in_the_fence_does_not_start(service: Service) -> None:
+    """It was offered before the newer one, and comes late."""
+    run = service.submit("steady", steps=20)
+    (service.runs_dir / run.id).mkdir(parents=True)
+    (service.runs_dir / run.id / "fence").write_text("2")
+    service.start_worker()
+    assert service.wait(run, Status.SUCCEEDED).attempt == 2
+    assert "attempt 2 of the run has begun already" in service.client.history(run.id)[2].reason
+    assert not service.attempt_file(run, 1, "rank-0.log").exists()
+
+
+def test_sigterm_to_the_worker_gives_the_run_back_with_a_checkpoint(service: Service) -> None:
+    """The run is queued again at once, not when the lease expires, and the next attempt goes on where it was."""
+    run = service.submit("steady", steps=150)
     worker = service.start_worker()
     service.wait(run, Status.RUNNING)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(10) == 0
-    assert service.client.run(run.id).status == Status.QUEUED
+    run = service.client.run(run.id)
+    assert run.status == Status.QUEUED
     assert service.client.history(run.id)[-1].event == "released"
-    assert b"got SIGTERM" in service.attempt_file(run, 1, "rank-0.log").read_bytes()
+    assert run.checkpoint_step
+    service.start_worker("w2")
+    service.wait(run, Status.SUCCEEDED)
+    assert service.steps(run.id) == list(range(1, 151))
+
+
+def test_sigterm_to_an_idle_worker_ends_it_at_once(service: Service) -> None:
+    """It does not wait for its poll to be answered, and the API offers it nothing more."""
+    worker = service.start_worker()
+    wait_until(lambda: service.client.workers(), "the worker polls")
+    time.sleep(0.3)
+    began = time.monotonic()
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(5) == 0
+    assert time.monotonic() - began < 1.0
+    run = service.submit("steady")
+    time.sleep(0.5)
+    assert service.client.run(run.id).status == Status.QUEUED
+
+
+def test_a_job_that_stops_moving_is_killed_with_its_stacks_in_the_log(service: Service) -> None:
+    """Another attempt follows: a hang is the infrastructure's fault."""
+    run = service.submit("stuck", ranks_per_node=2)
+    service.start_worker("w1", 2, "--stall-seconds", "1")
+    lost = service.entry(run, "lost", seconds=30)
+    assert re.search(r"no rank of this node moved for \d+ s in phase training at step 25", lost.reason)
+    for rank in (0, 1):
+        assert b"in hang" in service.log(run, f"rank-{rank}.log")
+    member = service.get(f"/runs/{run.id}/attempts")[0]["members"][0]
+    assert "in hang" in member["log_tail"]
+    assert processes.attempt_processes(run.id, 1) == []
+
+
+def test_two_runs_share_a_worker(service: Service) -> None:
+    """Each on its own slots and its own port."""
+    runs = [service.submit("steady", steps=100) for _ in range(2)]
+    service.start_worker("w1", 2, "--shared")
+    for run in runs:
+        service.wait(run, Status.RUNNING)
+    worker = service.client.workers()[0]
+    assert sorted(slot for holding in worker.holds for slot in holding.slots) == [0, 1]
+    for run in runs:
+        assert service.wait(run, Status.SUCCEEDED).attempt == 1
 
 
 def test_what_a_job_leaves_behind_is_killed_before_its_end_is_reported(service: Service) -> None:
@@ -103,14 +227,14 @@ def test_what_a_job_leaves_behind_is_killed_before_its_end_is_reported(service: 
     run = service.submit("parent")
     service.start_worker()
     service.wait(run, Status.SUCCEEDED)
-    left = int(service.client.log(run.id)[0])
+    left = int(service.log(run))
     assert not is_running(left)
 
 
 def test_what_lives_of_an_older_attempt_is_killed_before_the_next_starts(service: Service) -> None:
     """Two jobs would write into one run's directory."""
     run = service.submit("steady", steps=20)
-    marked = {**os.environ, **processes.attempt_mark(run.id, 7)}
+    marked = {**os.environ, **processes.attempt_mark(run.id, 0, "another worker")}
     old = processes.spawn(["sleep", "600"], environment=marked, log=service.directory / "old.log")
     service.start_worker()
     service.wait(run, Status.SUCCEEDED)
@@ -126,35 +250,138 @@ def test_a_faulty_run_fails_at_once_with_the_jobs_own_words(service: Service) ->
     assert "data.path holds no images: name a folder of images" in run.reason
 
 
-def test_a_broken_job_is_tried_again_and_fails_with_the_end_of_its_log(service: Service) -> None:
-    """As often as the specification allows."""
+def test_the_same_error_at_the_same_step_twice_ends_the_run(service: Service) -> None:
+    """With the end of its log; a third attempt would meet it again."""
     run = service.submit("broken")
     service.start_worker()
     run = service.wait(run, Status.FAILED)
-    assert run.attempt == run.spec.resources.max_attempts == 3
+    assert run.attempt == 2
+    assert run.termination_reason == "repeated_error"
     assert "KeyError: 'stem'" in run.reason
+    assert "KeyError: 'stem'" in service.get(f"/runs/{run.id}/attempts")[0]["members"][0]["log_tail"]
+
+
+def test_a_rank_that_a_signal_ended_is_the_infrastructures_failure(service: Service) -> None:
+    """The kernel does that when memory runs out: the budget of crashes is not touched."""
+    run = service.submit("shot", ranks_per_node=2)
+    service.start_worker("w1", 2)
+    service.wait(run, Status.RUNNING)
+    assert "rank 1 was ended by signal 9" in service.entry(run, "lost").reason
+
+
+def test_a_data_folder_outside_of_the_roots_is_refused(service: Service, tmp_path: Path) -> None:
+    """The reason names field, value and roots; nothing is started."""
+    (tmp_path / "data").mkdir()
+    run = service.submit("steady")
+    service.start_worker("w1", 1, "--data-root", str(tmp_path / "data"))
+    run = service.wait(run, Status.FAILED)
+    assert "data.path is '/unused'" in run.reason
+    assert str(tmp_path / "data") in run.reason
+    assert not service.attempt_file(run, 1, "rank-0.log").exists()
+
+
+def test_a_lead_without_a_free_port_says_so(service: Service) -> None:
+    """The range that it may use is named."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        run = service.submit("steady")
+        service.start_worker("w1", 1, "--ports", f"{port}-{port}")
+        assert f"of {port}-{port}" in service.entry(run, "lost").reason
+
+
+def test_no_key_is_in_a_log_of_worker_or_job(service: Service) -> None:
+    """Nor in the job's environment, nor in an error."""
+    run = service.submit("steady", steps=100)
+    service.start_worker()
+    service.wait(run, Status.RUNNING)
+    for pid in processes.attempt_processes(run.id):
+        assert b"mw_" not in Path(f"/proc/{pid}/environ").read_bytes()
+    service.kill_api()
+    wait_until(lambda: "api_away" in service.worker_log().read_text(), "the worker notices")
+    service.start_api()
+    service.wait(run, Status.SUCCEEDED)
+    for log in [service.worker_log(), *service.runs_dir.rglob("*.log")]:
+        assert "mw_" not in log.read_text(errors="replace"), log
+
+
+def test_a_wrong_key_ends_the_worker_with_a_word_that_does_not_hold_it(service: Service, tmp_path: Path) -> None:
+    """Asking again would not help."""
+    key = tmp_path / "wrong.key"
+    key.write_text("mw_" + "x" * 43)
+    worker = service.start_worker("w1", 1, "--key-file", str(key))
+    assert worker.wait(20) == 1
+    said = service.worker_log().read_text()
+    assert "refuses the worker 'w1'" in said
+    assert "mw_x" not in said
+    assert "Traceback" not in said
+
+
+def test_a_worker_waits_for_its_keys_file(service: Service, tmp_path: Path) -> None:
+    """The control plane writes it when it starts for the first time."""
+    key = tmp_path / "late.key"
+    service.start_worker("w1", 1, "--key-file", str(key))
+    wait_until(lambda: "waiting_for_key" in service.worker_log().read_text(), "the worker waits")
+    key.write_text(service.worker_key + "\n")
+    wait_until(lambda: service.client.workers(), "the worker polls")
+
+
+def test_a_name_in_use_on_another_host_is_asked_for_until_it_is_free(service: Service) -> None:
+    """The worker says whose it is."""
+    run = service.submit("steady", steps=20)
+    other = FakeWorker(service, "w1", slots=1, device="cuda", leaving=True)
+    for _ in range(3):
+        other.poll()
+        if not service.worker_log().exists():
+            service.start_worker()
+        time.sleep(0.5)
+    wait_until(lambda: "elsewhere" in service.worker_log().read_text(), "the worker says why")
+    service.wait(run, Status.SUCCEEDED)
+
+
+def test_a_worker_that_another_process_replaced_kills_its_jobs_and_ends(service: Service) -> None:
+    """Two processes of one name would each believe in their own job."""
+    run = service.submit("steady")
+    first = service.start_worker()
+    service.wait(run, Status.RUNNING)
+    second = service.start_worker()
+    assert first.wait(10) == 1
+    assert second.poll() is None
+    assert "newer process" in service.worker_log().read_text()
+    wait_until(lambda: processes.attempt_processes(run.id, 1) == [], "the first's job is gone")
+    service.wait(run, Status.RUNNING)
+    assert service.client.run(run.id).attempt == 2
 
 
 def test_reports_of_an_unknown_attempt_raise_attempt_lost(service: Service) -> None:
     """The worker that made them must stop its processes."""
     run = service.submit("steady")
+    events = EventBatch(events=[{"seq": 1, "time": 1.0, "kind": "phase", "phase": "training"}])
     with pytest.raises(AttemptLost):
-        service.client.heartbeat(run.id, 1)
+        service.client.events(run.id, 1, events)
     with pytest.raises(AttemptLost):
-        service.client.heartbeat("0000000000", 1)
+        service.client.events("0000000000", 1, events)
 
 
 def test_a_worker_that_the_api_refuses_ends_with_the_refusal(service: Service) -> None:
     """Asking again would not help."""
     worker = service.start_worker("no such name")
     assert worker.wait(20) == 1
-    said = (service.directory / "no such name.log").read_text()
+    said = service.worker_log("no such name").read_text()
     assert "refuses the worker 'no such name'" in said
     assert "Traceback" not in said
 
 
-def test_too_many_slots_are_a_mistake_on_the_command_line(service: Service) -> None:
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--slots", "5000"), "--slots is 5000: give 1 to 1024"),
+        (("--ports", "80"), "'80': give FIRST-LAST within 1 to 65535"),
+        (("--data-root", "data"), "--data-root is 'data': give an absolute path"),
+        (("--shared", "--exclusive"), "not allowed with argument"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named(service: Service, options: tuple[str, ...], told: str) -> None:
     """With the bounds."""
-    worker = service.start_worker("w1", slots=5000)
+    worker = service.start_worker("w1", 1, *options)
     assert worker.wait(20) == 2
-    assert "--slots is 5000: give 1 to 1024" in (service.directory / "w1.log").read_text()
+    assert told in service.worker_log().read_text()
