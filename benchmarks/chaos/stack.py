@@ -98,7 +98,8 @@ class Stack:
         found = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                if b"trainer" not in (entry / "cmdline").read_bytes() or (entry / "stat").read_text().split()[2] == "Z":
+                command = (entry / "cmdline").read_bytes()
+                if f"--run-dir={self.runs}".encode() not in command or (entry / "stat").read_text().split()[2] == "Z":
                     continue
                 variables = (entry / "environ").read_bytes().split(b"\0")
             except (OSError, IndexError):
