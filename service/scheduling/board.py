@@ -92,13 +92,16 @@ class Board:
         if not levels or (priority := min(levels) + 1) <= queued.priority:
             return None
         raised = replace(queued, priority=priority)
-        changed = replace(self.cluster, queued=tuple(raised if run.run_id == queued.run_id else run for run in self.cluster.queued))
-        victims = tuple(stop.run_id for stop in self._decided(queued, changed).stops if stop.in_favour_of == queued.run_id)
+        others = (run for run in self.cluster.queued if run.run_id != queued.run_id)
+        decisions = decide(replace(self.cluster, queued=(*others, raised)), self.policy, until=queued.run_id)
+        victims = tuple(stop.run_id for stop in decisions.stops if stop.in_favour_of == queued.run_id)
         return (priority, victims) if victims else None
 
     def when_ended(self, queued: Queued) -> tuple[float, list[str]] | None:
         """The live runs whose end lets the run start, the earliest that suffice, and when that is expected; infinite: not known. None where
         runs ahead of it would take their slots."""
+        if self.positions[queued.run_id] > MAX_AHEAD:
+            return None
         first = earliest(queued, self.tenants, zones_for(queued, self.decisions.reservations, self.cluster.now))
         if first is None:
             return None
@@ -108,6 +111,8 @@ class Board:
 
     def more_nodes(self, queued: Queued) -> tuple[int, int] | None:
         """How many more free nodes of how many slots would let the run start. None where runs ahead of it would take them."""
+        if self.positions[queued.run_id] > MAX_AHEAD:
+            return None
         pattern = self._pattern(queued)
         new: list[Node] = []
         pool = self.pool.copy()
@@ -136,13 +141,7 @@ class Board:
         return min(alike, key=lambda node: (queued.storage not in (None, node.storage), node.num_slots, node.id), default=unknown)
 
     def _starts(self, queued: Queued, changed: Cluster) -> bool:
-        return any(place.run_id == queued.run_id for place in self._decided(queued, changed).places)
-
-    def _decided(self, queued: Queued, changed: Cluster) -> Decisions:
-        """What the scheduler would do; nothing, of a run so far back that it is not worth asking."""
-        if self.positions[queued.run_id] > MAX_AHEAD:
-            return Decisions()
-        return decide(changed, self.policy, until=queued.run_id)
+        return any(place.run_id == queued.run_id for place in decide(changed, self.policy, until=queued.run_id).places)
 
     def _after_pass(self, nodes: Iterable[Node]) -> Pool:
         pool = Pool(nodes)

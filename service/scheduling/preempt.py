@@ -158,11 +158,11 @@ def _choose(prices: list[Price], shape: Shape, preferred: frozenset[str]) -> Cle
         if price.victims and price.level <= prices[num_nodes - 1].level:
             groups[price.victims].append(price)
     most = max(map(len, groups.values()), default=0)
-    by_yield = sorted(groups.values(), key=lambda group: (group[0].num_victims / len(group), group[0]))
+    by_yield = iter(sorted(groups.values(), key=lambda group: group[0].num_victims / len(group)))
     while missing > 0:
-        enough = [group for group in by_yield if len(group) >= missing] if missing <= most else []
-        group = min(enough, key=lambda group: (group[0].num_victims, group[0])) if enough else by_yield[0]
-        by_yield.remove(group)
+        enough = [group for group in groups.values() if len(group) >= missing] if missing <= most else []
+        group = min(enough, key=lambda group: group[0].num_victims) if enough else next(by_yield)
+        del groups[group[0].victims]
         nodes += [price.node for price in group[:missing]]
         victims += group[0].victims
         missing = num_nodes - len(nodes)
