@@ -54,9 +54,18 @@ class ApiClient(Streams):
         """What would become of it if it were submitted now."""
         return read(Plan.model_validate_json, self._send("POST", "/runs:plan", json=spec.model_dump(mode="json")))
 
-    def runs(self, *, status: str | None = None, labels: list[str] | None = None, cursor: str | None = None, limit: int = 50) -> RunPage:
-        """Newest first. `labels`: NAME=VALUE, which must all hold."""
-        return read(RunPage.model_validate_json, self._get("/runs", status=status, label=labels, cursor=cursor, limit=limit))
+    def runs(
+        self,
+        *,
+        status: str | None = None,
+        owner: str | None = None,
+        labels: list[str] | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> RunPage:
+        """Newest first. `owner`: for an admin. `labels`: NAME=VALUE, which must all hold."""
+        answer = self._get("/runs", status=status, owner=owner, label=labels, cursor=cursor, limit=limit)
+        return read(RunPage.model_validate_json, answer)
 
     def run(self, run_id: str, *, wait_for_version: int | None = None, wait_seconds: float = 30.0) -> Run:
         """With `wait_for_version` as soon as the run's version is at least that, or after `wait_seconds` as it then is."""

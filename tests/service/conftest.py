@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from service.store import Store
+from tests.service.reading import api  # noqa: F401 - a fixture
 
 
 @pytest.fixture
