@@ -48,13 +48,9 @@ function OPERATIONS.request(a)
     if not TARGETS.pause[status] then transition(run, "resume", "resumed on request") end
   else
     local is_kill = a.request == "kill"
-    local reason, changes = is_kill and "killed on request" or "cancelled on request", { kill = is_kill and "1" or nil }
-    if status == "cancelling" and is_kill and run.kill ~= "1" then
-      write(KEY.run(run.id), { kill = "1", reason = reason, version = run.version + 1, updated_at = seconds(NOW) })
-      publish(run.id)
-    elseif status ~= "cancelling" and status ~= "cancelled" then
-      transition(run, "cancel", reason, changes)
-    end
+    local is_asked = status == "cancelled" or status == "cancelling" and (run.kill == "1" or not is_kill)
+    local reason = is_kill and "killed on request" or "cancelled on request"
+    if not is_asked then transition(run, "cancel", reason, { kill = is_kill and "1" or nil }) end
   end
   for _, worker in ipairs(cjson.decode(run.workers or "[]")) do publish("worker:" .. worker) end
   return {}

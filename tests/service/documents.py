@@ -15,8 +15,9 @@ def document(**sections: Any) -> dict[str, Any]:
 
 
 def spec(*, nodes: int = 1, ranks_per_node: int = 2, **sections: Any) -> RunSpec:
+    """Of a batch that many numbers of ranks divide."""
     resources = {"nodes": nodes, "ranks_per_node": ranks_per_node, **sections.pop("resources", {})}
-    return parse_spec(document(resources=resources, **sections))
+    return parse_spec(document(resources=resources, optimizer={"global_batch_size": 240}, **sections))
 
 
 def report(outcome: str, reason: str = "the job ended", worker: str = "w1", **fields: Any) -> ExitReport:

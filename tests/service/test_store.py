@@ -224,7 +224,7 @@ async def test_what_the_scheduler_sees_is_what_there_is(store: Store) -> None:
     """Nodes with their free slots, runs with what they need; only one of two schedulers gets an answer."""
     gpu = Node(store, "gpu", slots=8, device="cuda NVIDIA V100", shared=True, storage="nfs-2")
     await gpu.poll()
-    running = await store.submit(spec(ranks_per_node=3, optimizer={"global_batch_size": 126}, resources={"max_hours": 2}), "alice")
+    running = await store.submit(spec(ranks_per_node=3, resources={"max_hours": 2}), "alice")
     waiting = await store.submit(spec(nodes=2, priority=7, resources={"device": "cuda"}), "bob")
     await start(store, running, gpu, slots=(0, 1, 5))
     cluster = await store.snapshot("one")
