@@ -17,8 +17,17 @@ from api.state import ChangesDep, SchedulerDep, SettingsDep, StoreDep
 from api.waits import with_wait
 from service.admission import admit
 from service.changes import wait_for
-from service.errors import CheckpointNotFound, EditConflict, Forbidden, IdempotencyConflict, InvalidSpec, QueueFull, RunNotFound
-from service.errors import TransitionRefused, Unauthenticated
+from service.errors import (
+    CheckpointNotFound,
+    EditConflict,
+    Forbidden,
+    IdempotencyConflict,
+    InvalidSpec,
+    QueueFull,
+    RunNotFound,
+    TransitionRefused,
+    Unauthenticated,
+)
 from service.fork import forked_spec
 from service.lifecycle import Status
 from service.protocol import MAX_WAIT_SECONDS, Fork, RunPage, RunPatch
@@ -76,12 +85,16 @@ async def list_runs(
     scheduler: SchedulerDep,
     key: UserDep,
     status: Status | None = None,
+    owner: Annotated[str | None, Query(max_length=200, description="Only this key's name's; for an admin")] = None,
     label: Annotated[list[str] | None, Query(description="NAME=VALUE; several must all hold", max_length=32)] = None,
     cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,15}$", description="next_cursor of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> RunPage:
     """Newest first: a user's own; an admin's are everybody's."""
-    owner = None if key.role == Role.ADMIN else key.name
+    if key.role != Role.ADMIN:
+        if owner not in (None, key.name):
+            raise Forbidden(f"owner is {owner!r}, and the key {key.name!r} has the role {key.role}: an admin's key sees others' runs")
+        owner = key.name
     labels = dict(pair.partition("=")[::2] for pair in label or ())
     page = await store.list_runs(status=status, owner=owner, labels=labels, cursor=int(cursor) if cursor else None, limit=limit)
     return page.model_copy(update={"runs": [await with_wait(run, scheduler) for run in page.runs]})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from rich.console import Console
 
@@ -73,7 +73,7 @@ def all_events(client: ApiClient, run_id: str) -> Iterator[RunEvent]:
 
 
 def newest_runs(
-    client: ApiClient, limit: int, *, status: Status | None = None, owner: str | None = None, labels: Sequence[str] | None = None
+    client: ApiClient, limit: int, *, status: Status | None = None, owner: str | None = None, labels: list[str] | None = None
 ) -> tuple[list[Run], bool]:
     """The newest runs, at most `limit`, and whether there are more. `labels`: NAME=VALUE, all of which must hold."""
     found: list[Run] = []

@@ -5,7 +5,7 @@ Every request but the health routes carries a key: `Authorization: Bearer mw_...
 For people and their programs
     POST  /runs                          U  RunSpec -> 201 Run, Location; Idempotency-Key honoured for 24 h
     POST  /runs:plan                     U  RunSpec -> Plan: whether, where and when it would run; nothing is submitted
-    GET   /runs?status=&label=&cursor=&limit=   U  RunPage, newest first
+    GET   /runs?status=&owner=&label=&cursor=&limit=   U  RunPage, newest first
     GET   /runs/{id}?wait_for_version=&timeout= U  Run, ETag; waits until the version is reached, at most `timeout` s
     PATCH /runs/{id}                     U  RunPatch, If-Match -> Run: priority, labels
     POST  /runs/{id}/cancel|kill|pause|resume   U  202 Run; again: 202; not possible from its status: 409

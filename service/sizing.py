@@ -17,8 +17,8 @@ from service.protocol import MemoryEstimate
 from service.spec import RunSpec
 
 FP32 = 4
-REDUCE_BUCKET = 500_000_000
-"""Gradients that DeepSpeed's ZeRO collects before it reduces them (reduce_bucket_size); on a GPU the buffer is taken whole."""
+REDUCE_BUCKET = 50_000_000
+"""Gradients that DeepSpeed's ZeRO collects before it reduces them (trainer/engine.py); on a GPU the buffer is taken whole."""
 SAME_SIZE = frozenset({"img_size", "drop_rate", "drop_path_rate", "zero_init_last"})
 """Arguments of timm's constructors that change nothing here, but for an embedding of positions."""
 

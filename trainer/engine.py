@@ -15,6 +15,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from service.sizing import REDUCE_BUCKET
 from service.spec import RunSpec
 from trainer.classifier import InstanceClassifier, Zero3Classifier
 from trainer.encoder import Encoder
@@ -47,7 +48,8 @@ def deepspeed_config(spec: RunSpec, world_size: int) -> dict[str, Any]:
     config: dict[str, Any] = {
         "train_batch_size": batch,
         "train_micro_batch_size_per_gpu": batch // world_size,
-        "zero_optimization": {"stage": spec.zero_stage},
+        # DeepSpeed's own bucket, of 5e8 gradients, takes 2 GB of each GPU.
+        "zero_optimization": {"stage": spec.zero_stage, "reduce_bucket_size": REDUCE_BUCKET},
         "gradient_clipping": 0.0,  # DeepSpeed 0.19 clips at 1.0 unless told otherwise; the paper does not clip
         "zero_allow_untested_optimizer": True,  # plain SGD works in every stage; the flag only silences a question
         "zero_force_ds_cpu_optimizer": False,
