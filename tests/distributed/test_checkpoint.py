@@ -111,23 +111,34 @@ def test_a_checkpoint_reads_without_us(tmp_path: Path) -> None:
     assert (rows == np.concatenate([result["rows"].numpy() for result in ranks])).all()
 
 
-def saved_behind_the_fence(spec: Any, directory: str) -> str:
+class PassedLate(Fence):
+    """A newer attempt begins while the files are written."""
+
+    @property
+    def passed(self) -> bool:
+        begun = super().passed
+        write_whole(self.run_dir.fence, "2")
+        return begun
+
+
+def saved_behind_the_fence(spec: Any, directory: str) -> list[str]:
     engine, classifier = build(spec)
     run = RunDir(Path(directory))
-    try:
-        save(run.checkpoints, 3, engine, classifier, spec, fence=Fence(run, 1))
-    except Fenced as fenced:
-        return str(fenced)
-    return "saved"
+    messages = []
+    for fence in (PassedLate(run, 1), Fence(run, 1)):
+        try:
+            save(run.checkpoints, 3, engine, classifier, spec, fence=fence)
+        except Fenced as fenced:
+            messages.append(str(fenced))
+    return messages
 
 
 @pytest.mark.distributed
 def test_an_attempt_behind_the_fence_publishes_no_checkpoint(tmp_path: Path) -> None:
-    """All ranks learn it from rank 0, none waits, and the directory is as it was, the newer attempt's half-written files too."""
+    """Neither where the newer one began while it wrote, nor where it had begun before: then it writes nothing at all. All ranks
+    learn it from rank 0."""
     run = RunDir(tmp_path)
-    theirs = run.checkpoints / ".step-000000003.attempt-0002.tmp"
-    theirs.mkdir(parents=True)
-    write_whole(run.fence, "2")
-    for message in on_ranks(2, tmp_path, saved_behind_the_fence, spec_for(2, 0), str(tmp_path)):
-        assert message.startswith("a newer attempt has begun")
-    assert list(run.checkpoints.iterdir()) == [theirs]
+    for messages in on_ranks(2, tmp_path, saved_behind_the_fence, spec_for(2, 0), str(tmp_path)):
+        assert [message.rpartition(" ")[2] for message in messages] == ["published", "written"]
+    assert list_checkpoints(run.checkpoints) == []
+    assert [path.name for path in run.checkpoints.iterdir()] == [".step-000000003.attempt-0001.tmp"]

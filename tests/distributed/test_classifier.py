@@ -16,7 +16,7 @@ from trainer.classifier.loss import SoftTargets
 from trainer.classifier.oracle import DenseClassifier, nearest_classes
 from trainer.classifier.shard import Shard
 from trainer.classifier.sharded import ShardedClassifier
-from trainer.classifier.similarity import refresh_hardest
+from trainer.classifier.similarity import keeps_hardest, refresh_hardest
 from trainer.classifier.zero3 import Zero3Classifier
 
 pytestmark = pytest.mark.distributed
@@ -125,6 +125,16 @@ def test_the_nearest_classes_are_the_same_over_any_number_of_ranks(tmp_path: Pat
     for world_size in (1, 3):
         found = torch.cat(on_ranks(world_size, tmp_path, similar_classes, 103, 9))
         assert (found == expected).all()
+
+
+def test_a_table_of_another_k_or_that_is_not_wanted_is_dropped() -> None:
+    """A fork may take over rows with a table made for other targets."""
+    classifier = ShardedClassifier(9, D, SoftTargets(0.1, 0.2, 3), capacity=1)
+    assert not keeps_hardest(classifier, wanted=True)
+    for k, wanted, kept in ((3, True, True), (4, True, False), (3, False, False)):
+        classifier.hardest_nK = torch.zeros(9, k, dtype=torch.int32)
+        assert keeps_hardest(classifier, wanted) == kept
+        assert (classifier.hardest_nK is not None) == kept
 
 
 def written_rows() -> torch.Tensor:
