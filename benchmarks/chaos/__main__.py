@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--keep", type=Path, help="where to work, kept afterwards (default: a temporary directory)")
     arguments = parser.parse_args()
-    directory = arguments.keep or Path(tempfile.mkdtemp(prefix="millionway-chaos-"))
+    directory = (arguments.keep or Path(tempfile.mkdtemp(prefix="millionway-chaos-"))).resolve()
     directory.mkdir(parents=True, exist_ok=True)
     rng = random.Random(arguments.seed)
     images = directory / "images"
