@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
+from typing import Any
 
 import yaml
 from fastapi import HTTPException
@@ -80,7 +82,7 @@ def read_body(body: bytes, content_type: str) -> RunSpec:
         _refuse_costly(text)
         return read_spec(text)
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         message = f"the body is not JSON at {where}: {error.msg}; YAML goes with Content-Type: application/yaml"
@@ -93,6 +95,15 @@ def read_body(body: bytes, content_type: str) -> RunSpec:
         kind = type(document).__name__
         raise InvalidSpec([FieldError("", None, f"a specification is a mapping of sections, this is a {kind}")])
     return parse_spec(document)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping; a key that stands twice would lose its earlier value without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise InvalidSpec([FieldError("", None, f"the key {key!r} stands twice in a mapping: leave one out")])
+    return found
 
 
 def _refuse_costly(text: str) -> None:

@@ -160,10 +160,23 @@ def parse_spec(document: object) -> RunSpec:
         raise InvalidSpec(field_errors(error.errors(), RunSpec)) from None
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice: the earlier value would be lost without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            keys.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return node
+
+
 def read_spec(text: str) -> RunSpec:
     """YAML or JSON text as a specification. Raises InvalidSpec."""
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe one
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
