@@ -103,9 +103,18 @@ class Service:
     def get(self, path: str, **params: Any) -> Any:
         return self.http.get(path, params=params).raise_for_status().json()
 
+    def events(self, run_id: str, kind: str) -> list[dict[str, Any]]:
+        """What the events of a kind hold, oldest first."""
+        found, page = [], {"has_more": True, "next_cursor": None}
+        while page["has_more"]:
+            cursor = {"after": page["next_cursor"]} if page["next_cursor"] else {}
+            page = self.get(f"/runs/{run_id}/events", limit=500, **cursor)
+            found += [event["data"] for event in page["events"] if event["kind"] == kind]
+        return found
+
     def steps(self, run_id: str) -> list[int]:
         """Of the progress that the run's events hold."""
-        return [event["data"]["step"] for event in self.get(f"/runs/{run_id}/events", limit=500)["events"] if event["kind"] == "progress"]
+        return [event["step"] for event in self.events(run_id, "progress")]
 
     def log(self, run: Run, name: str = "rank-0.log", attempt: int = 1) -> bytes:
         return self.client.log(run.id, attempt=attempt, name=name)[0]
