@@ -22,7 +22,7 @@ from service.client import ApiClient
 from service.errors import ApiProblem, MillionwayError
 from service.layout import write_whole
 from service.lifecycle import TERMINAL, Status
-from service.runs import Run
+from service.runs import Role, Run
 from service.spec import RunSpec
 from service.worker.machine import default_slots
 
@@ -64,7 +64,7 @@ def demo(folder: Path | None, state: StateDir) -> int:
     own_stack = None if url else _start_stack(state)
     try:
         url = url or _wait_for_stack(state, own_stack)
-        with ApiClient(url) as client:
+        with ApiClient(url, key=state.key(Role.ADMIN)) as client:
             run = _run(client, spec)
     finally:
         if own_stack is not None:
@@ -152,9 +152,12 @@ def _report(run: Run, seconds: float, url: str, state: StateDir, stopped: bool) 
         _say(f"  millionway up{option}              (in .venv/bin; Ctrl-C stops it)")
     else:
         _say("The stack that was running before still runs. To look at the run:")
-    _say(f"  millionway show {run.id}    millionway logs {run.id}")
+    key_file = state.keys / f"{Role.ADMIN}.key"
+    access = "" if state.path == DEFAULT else f" --api {url} --key-file {key_file}"
+    for command in ("show", "logs", "metrics"):
+        _say(f"  millionway {command} {run.id}{access}")
     for path in ("", "/metrics", "/checkpoints"):
-        _say(f"  curl {url}/runs/{run.id}{path}")
+        _say(f'  curl -H "Authorization: Bearer $(cat {key_file})" {url}/runs/{run.id}{path}')
 
 
 def _say(message: str) -> None:

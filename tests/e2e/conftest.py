@@ -37,7 +37,9 @@ class Up:
         self.process = processes.spawn(command, environment=environment, log=self.log)
         wait_until(self._is_up, f"the stack is up: {self.log}", seconds=90)
         self.url: str = self.record()["url"]
-        self.client = ApiClient(self.url)
+        self.key_file = self.state_dir / "keys" / "admin.key"
+        self.key = self.key_file.read_text().strip()
+        self.client = ApiClient(self.url, key=self.key)
 
     def _is_up(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
@@ -51,7 +53,7 @@ class Up:
         return self.client.run(run.id)
 
     def cli(self, *arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-        return cli(*arguments, "--api", self.url, cwd=cwd)
+        return cli(*arguments, "--api", self.url, "--key-file", str(self.key_file), cwd=cwd)
 
     def close(self) -> None:
         if self.process.poll() is None:
