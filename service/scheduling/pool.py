@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ OPEN = ""
 KINDS_OF_NODE = {"cpu": (False, True), "cuda": (True,), "auto": (True, False)}
 """Whether a node has GPUs, by what a run asks for, the preferred kind first."""
 
-_Buckets = dict[int, dict[str, None]]
+_Buckets = defaultdict[int, dict[str, None]]
 """Nodes by number of slots, each a set in insertion order, so that equal inputs give equal decisions."""
 
 
@@ -38,15 +39,15 @@ class _Bin:
     __slots__ = ("partial", "whole")
 
     def __init__(self) -> None:
-        self.partial: _Buckets = {}
+        self.partial: _Buckets = defaultdict(dict)
         """Shared nodes in use, by number of free slots."""
-        self.whole: _Buckets = {}
+        self.whole: _Buckets = defaultdict(dict)
         """Nodes with all slots free, by number of slots."""
 
     def copy(self) -> _Bin:
         other = _Bin()
-        other.partial = {size: ids.copy() for size, ids in self.partial.items()}
-        other.whole = {size: ids.copy() for size, ids in self.whole.items()}
+        other.partial.update((size, ids.copy()) for size, ids in self.partial.items())
+        other.whole.update((size, ids.copy()) for size, ids in self.whole.items())
         return other
 
 
@@ -60,9 +61,10 @@ class Pool:
         self.zone: dict[str, str] = {}
         """Of the nodes that are kept for a run."""
         self._bins: dict[tuple[str, bool, str | None], _Bin] = {}
-        self._sizes: dict[tuple[bool, str], int] = {}
+        self._pairs: dict[tuple[str, bool, str], tuple[_Bin, _Bin]] = {}
+        self._sizes = Counter((node.is_cuda, node.storage) for node in self.nodes.values())
+        """Nodes of each kind on each file system."""
         for node in self.nodes.values():
-            self._count(node)
             self._add(node)
 
     @cached_property
@@ -74,6 +76,7 @@ class Pool:
         other = object.__new__(Pool)
         other.nodes, other._sizes = self.nodes.copy(), self._sizes.copy()
         other.free, other.zone = self.free.copy(), self.zone.copy()
+        other._pairs = {}
         other._bins = {key: bin.copy() for key, bin in self._bins.items()}
         return other
 
@@ -111,12 +114,12 @@ class Pool:
     def join(self, node: Node) -> None:
         """One more node."""
         self.nodes[node.id], self.free[node.id] = node, node.free
-        self._count(node)
+        self._sizes[node.is_cuda, node.storage] += 1
         self._add(node)
 
     def keep(self, ids: Iterable[str], zone: str) -> None:
         """From now on these nodes belong to `zone`."""
-        for id in ids:
+        for id in sorted(ids):
             node = self._remove(id)
             self.zone[id] = zone
             self._add(node)
@@ -163,24 +166,28 @@ class Pool:
                 return sorted(fit, key=lambda id: id in queued.avoid)[:num_nodes] if queued.avoid else fit[:num_nodes]
         return []
 
-    def _count(self, node: Node) -> None:
-        self._sizes[node.is_cuda, node.storage] = self._sizes.get((node.is_cuda, node.storage), 0) + 1
-
     def _add(self, node: Node) -> None:
-        for buckets, size in self._places(node):
-            buckets.setdefault(size, {})[node.id] = None
+        for ids in self._sets(node):
+            ids[node.id] = None
 
     def _remove(self, id: str) -> Node:
         node = self.nodes[id]
-        for buckets, size in self._places(node):
-            del buckets[size][id]
+        for ids in self._sets(node):
+            del ids[id]
         return node
 
-    def _places(self, node: Node) -> list[tuple[_Buckets, int]]:
+    def _sets(self, node: Node) -> tuple[dict[str, None], ...]:
         """Where the index has the node: under its file system, and under None for runs that may go anywhere."""
         num_free = len(self.free[node.id])
         if num_free < node.num_slots and (num_free == 0 or not node.is_shared):
-            return []
-        zone = self.zone.get(node.id, OPEN)
-        bins = [self._bins.setdefault((zone, node.is_cuda, storage), _Bin()) for storage in (None, node.storage)]
-        return [(bin.whole if num_free == node.num_slots else bin.partial, num_free) for bin in bins]
+            return ()
+        key = (self.zone.get(node.id, OPEN), node.is_cuda, node.storage)
+        anywhere, here = self._pairs.get(key) or self._pair(*key)
+        if num_free == node.num_slots:
+            return anywhere.whole[num_free], here.whole[num_free]
+        return anywhere.partial[num_free], here.partial[num_free]
+
+    def _pair(self, zone: str, is_cuda: bool, storage: str) -> tuple[_Bin, _Bin]:
+        anywhere, here = (self._bins.setdefault((zone, is_cuda, where), _Bin()) for where in (None, storage))
+        self._pairs[zone, is_cuda, storage] = anywhere, here
+        return anywhere, here
