@@ -1,4 +1,4 @@
-"""The worker process against the real API and Redis: one node."""
+"""The worker process against the real API and Redis: what becomes of runs on one node."""
 
 from __future__ import annotations
 
@@ -36,66 +36,6 @@ def test_a_dead_api_stops_no_job_and_loses_no_event_and_no_log_byte(service: Ser
     pauses = [after["time"] - before["time"] for before, after in itertools.pairwise(events)]
     assert max(pauses) < 0.7, "the job waited for the API"
     assert service.log(run) == service.attempt_file(run, 1, "rank-0.log").read_bytes()
-
-
-def test_a_cancelled_run_is_asked_for_a_checkpoint_by_file_and_ends_cancelled(service: Service) -> None:
-    """The poll's answer carries the wish; no signal is needed, and nothing of the job is left."""
-    run = service.submit("steady")
-    service.start_worker()
-    service.wait(run, Status.RUNNING)
-    service.request(run, "cancel")
-    run = service.wait(run, Status.CANCELLED)
-    assert run.checkpoint_step
-    assert b"checkpoint at" in service.log(run)
-    assert b"SIGTERM" not in service.log(run)
-    assert processes.attempt_processes(run.id) == []
-
-
-def test_a_killed_run_ends_at_once_without_a_checkpoint(service: Service) -> None:
-    """Neither file nor SIGTERM comes first."""
-    run = service.submit("steady")
-    service.start_worker()
-    service.wait(run, Status.RUNNING)
-    service.request(run, "kill")
-    run = service.wait(run, Status.CANCELLED)
-    assert run.checkpoint_step is None
-    assert b"checkpoint" not in service.log(run)
-    assert processes.attempt_processes(run.id) == []
-
-
-def test_a_job_that_sees_no_stop_file_gets_sigterm_after_the_grace(service: Service) -> None:
-    """DeepSpeed's launcher hands it on."""
-    run = service.submit("deaf")
-    service.start_worker()
-    service.wait(run, Status.RUNNING)
-    service.request(run, "cancel")
-    assert service.wait(run, Status.CANCELLED).checkpoint_step
-    assert b"got SIGTERM" in service.log(run)
-
-
-def test_a_job_deaf_to_sigterm_is_killed_after_the_grace(service: Service) -> None:
-    """The reason says that it was."""
-    run = service.submit("stubborn")
-    service.start_worker()
-    service.wait(run, Status.RUNNING)
-    service.request(run, "cancel")
-    assert "did not end within the grace" in service.wait(run, Status.CANCELLED).reason
-    assert processes.attempt_processes(run.id) == []
-
-
-def test_a_paused_run_goes_on_from_its_checkpoint(service: Service) -> None:
-    """In another attempt, of a higher number in the fence."""
-    run = service.submit("steady", steps=150)
-    service.start_worker()
-    service.wait(run, Status.RUNNING)
-    service.request(run, "pause")
-    saved = service.wait(run, Status.PAUSED).checkpoint_step
-    assert saved
-    service.request(run, "resume")
-    assert service.wait(run, Status.SUCCEEDED).attempt == 2
-    assert (service.runs_dir / run.id / "fence").read_text() == "2"
-    steps = service.steps(run.id)
-    assert [steps.count(step) for step in range(1, 151)] == [1] * 150, "no step twice, none left out"
 
 
 def test_a_worker_killed_with_9_takes_its_job_along_and_another_finishes_the_run(service: Service) -> None:
@@ -165,36 +105,6 @@ def test_an_attempt_that_finds_a_newer_one_in_the_fence_does_not_start(service: 
     assert service.wait(run, Status.SUCCEEDED).attempt == 2
     assert "attempt 2 of the run has begun already" in service.client.history(run.id)[2].reason
     assert not service.attempt_file(run, 1, "rank-0.log").exists()
-
-
-def test_sigterm_to_the_worker_gives_the_run_back_with_a_checkpoint(service: Service) -> None:
-    """The run is queued again at once, not when the lease expires, and the next attempt goes on where it was."""
-    run = service.submit("steady", steps=150)
-    worker = service.start_worker()
-    service.wait(run, Status.RUNNING)
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
-    run = service.client.run(run.id)
-    assert run.status == Status.QUEUED
-    assert service.client.history(run.id)[-1].event == "released"
-    assert run.checkpoint_step
-    service.start_worker("w2")
-    service.wait(run, Status.SUCCEEDED)
-    assert service.steps(run.id) == list(range(1, 151))
-
-
-def test_sigterm_to_an_idle_worker_ends_it_at_once(service: Service) -> None:
-    """It does not wait for its poll to be answered, and the API offers it nothing more."""
-    worker = service.start_worker()
-    wait_until(lambda: service.client.workers(), "the worker polls")
-    time.sleep(0.3)
-    began = time.monotonic()
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(5) == 0
-    assert time.monotonic() - began < 1.0
-    run = service.submit("steady")
-    time.sleep(0.5)
-    assert service.client.run(run.id).status == Status.QUEUED
 
 
 def test_a_job_that_stops_moving_is_killed_with_its_stacks_in_the_log(service: Service) -> None:
@@ -289,69 +199,6 @@ def test_a_lead_without_a_free_port_says_so(service: Service) -> None:
         assert f"of {port}-{port}" in service.entry(run, "lost").reason
 
 
-def test_no_key_is_in_a_log_of_worker_or_job(service: Service) -> None:
-    """Nor in the job's environment, nor in an error."""
-    run = service.submit("steady", steps=100)
-    service.start_worker()
-    service.wait(run, Status.RUNNING)
-    for pid in processes.attempt_processes(run.id):
-        assert b"mw_" not in Path(f"/proc/{pid}/environ").read_bytes()
-    service.kill_api()
-    wait_until(lambda: "api_away" in service.worker_log().read_text(), "the worker notices")
-    service.start_api()
-    service.wait(run, Status.SUCCEEDED)
-    for log in [service.worker_log(), *service.runs_dir.rglob("*.log")]:
-        assert "mw_" not in log.read_text(errors="replace"), log
-
-
-def test_a_wrong_key_ends_the_worker_with_a_word_that_does_not_hold_it(service: Service, tmp_path: Path) -> None:
-    """Asking again would not help."""
-    key = tmp_path / "wrong.key"
-    key.write_text("mw_" + "x" * 43)
-    worker = service.start_worker("w1", 1, "--key-file", str(key))
-    assert worker.wait(20) == 1
-    said = service.worker_log().read_text()
-    assert "refuses the worker 'w1'" in said
-    assert "mw_x" not in said
-    assert "Traceback" not in said
-
-
-def test_a_worker_waits_for_its_keys_file(service: Service, tmp_path: Path) -> None:
-    """The control plane writes it when it starts for the first time."""
-    key = tmp_path / "late.key"
-    service.start_worker("w1", 1, "--key-file", str(key))
-    wait_until(lambda: "waiting_for_key" in service.worker_log().read_text(), "the worker waits")
-    key.write_text(service.worker_key + "\n")
-    wait_until(lambda: service.client.workers(), "the worker polls")
-
-
-def test_a_name_in_use_on_another_host_is_asked_for_until_it_is_free(service: Service) -> None:
-    """The worker says whose it is."""
-    run = service.submit("steady", steps=20)
-    other = FakeWorker(service, "w1", slots=1, device="cuda", leaving=True)
-    for _ in range(3):
-        other.poll()
-        if not service.worker_log().exists():
-            service.start_worker()
-        time.sleep(0.5)
-    wait_until(lambda: "elsewhere" in service.worker_log().read_text(), "the worker says why")
-    service.wait(run, Status.SUCCEEDED)
-
-
-def test_a_worker_that_another_process_replaced_kills_its_jobs_and_ends(service: Service) -> None:
-    """Two processes of one name would each believe in their own job."""
-    run = service.submit("steady")
-    first = service.start_worker()
-    service.wait(run, Status.RUNNING)
-    second = service.start_worker()
-    assert first.wait(10) == 1
-    assert second.poll() is None
-    assert "newer process" in service.worker_log().read_text()
-    wait_until(lambda: processes.attempt_processes(run.id, 1) == [], "the first's job is gone")
-    service.wait(run, Status.RUNNING)
-    assert service.client.run(run.id).attempt == 2
-
-
 def test_reports_of_an_unknown_attempt_raise_attempt_lost(service: Service) -> None:
     """The worker that made them must stop its processes."""
     run = service.submit("steady")
@@ -360,28 +207,3 @@ def test_reports_of_an_unknown_attempt_raise_attempt_lost(service: Service) -> N
         service.client.events(run.id, 1, events)
     with pytest.raises(AttemptLost):
         service.client.events("0000000000", 1, events)
-
-
-def test_a_worker_that_the_api_refuses_ends_with_the_refusal(service: Service) -> None:
-    """Asking again would not help."""
-    worker = service.start_worker("no such name")
-    assert worker.wait(20) == 1
-    said = service.worker_log("no such name").read_text()
-    assert "refuses the worker 'no such name'" in said
-    assert "Traceback" not in said
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        (("--slots", "5000"), "--slots is 5000: give 1 to 1024"),
-        (("--ports", "80"), "'80': give FIRST-LAST within 1 to 65535"),
-        (("--data-root", "data"), "--data-root is 'data': give an absolute path"),
-        (("--shared", "--exclusive"), "not allowed with argument"),
-    ],
-)
-def test_a_mistake_on_the_command_line_is_named(service: Service, options: tuple[str, ...], told: str) -> None:
-    """With the bounds."""
-    worker = service.start_worker("w1", 1, *options)
-    assert worker.wait(20) == 2
-    assert told in service.worker_log().read_text()
