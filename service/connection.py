@@ -49,6 +49,7 @@ class Connection:
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
             timeout=httpx.Timeout(timeout_seconds, connect=min(timeout_seconds, 5.0)),
             transport=transport,
+            verify=httpx.create_ssl_context(),  # SSL_CERT_FILE names a certificate authority of one's own
             trust_env=False,  # a proxy meant for the internet does not lead to the API
         )
 
