@@ -76,8 +76,8 @@ async def _follow(run_id: str, attempt: int, name: str, offset: int, store: Stor
             return
         if is_over and now - quiet_since >= linger:
             return
-        if now >= look_at:
-            is_over, look_at = await _is_over(run_id, attempt, store), now + LINGER_SECONDS
+        if now >= look_at and not is_over:
+            is_over, look_at, quiet_since = await _is_over(run_id, attempt, store), now + LINGER_SECONDS, now
         await asyncio.sleep(LOOK_SECONDS)
 
 

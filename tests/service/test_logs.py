@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api import routes_logs
 from service.errors import ApiProblem, DiskFull, LogGap
 from service.log_files import LogFiles
 from service.runs import Run
@@ -124,6 +125,12 @@ def follow(api: Reading, run: Run, attempt: int = 1) -> tuple[threading.Thread, 
     return thread, pieces
 
 
+@pytest.fixture
+def _short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes_logs, "LINGER_SECONDS", 1.0)
+
+
+@pytest.mark.usefixtures("_short_linger")
 def test_a_log_is_followed_to_the_end_of_its_attempt(api: Reading) -> None:
     """What comes while it is read, what comes right after the end, and then no more; the next attempt is not followed."""
     run = api.started()
@@ -132,7 +139,9 @@ def test_a_log_is_followed_to_the_end_of_its_attempt(api: Reading) -> None:
     wait_until(lambda: pieces, "what there is comes at once", seconds=2)
     api.client.put_log(run.id, 1, NAME, 4, b"two\n")
     wait_until(lambda: b"".join(pieces) == b"one\ntwo\n", "what is new comes", seconds=2)
+    time.sleep(1.5)  # a quiet log is no reason to go at once
     api.end(run, "crashed")
+    time.sleep(0.9)
     api.client.put_log(run.id, 1, NAME, 8, b"last words\n")
     api.take()
     thread.join(10)
@@ -140,9 +149,10 @@ def test_a_log_is_followed_to_the_end_of_its_attempt(api: Reading) -> None:
     assert b"".join(pieces) == b"one\ntwo\nlast words\n"
     begun = time.monotonic()
     assert b"".join(api.client.follow_log(run.id, 1)) == b"one\ntwo\nlast words\n"
-    assert time.monotonic() - begun < 2.0
+    assert time.monotonic() - begun < 0.9
 
 
+@pytest.mark.usefixtures("_short_linger")
 def test_a_log_is_followed_across_what_is_not_kept(api: Reading) -> None:
     """The line for the middle, then the newest part, each byte once."""
     run = api.started()
@@ -158,6 +168,7 @@ def test_a_log_is_followed_across_what_is_not_kept(api: Reading) -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.usefixtures("_short_linger")
 def test_a_run_that_never_starts_has_no_log_to_follow(api: Reading) -> None:
     """Following ends with the run, though no attempt ever was."""
     run = api.submit()

@@ -211,6 +211,17 @@ def test_the_server_reads_no_further_than_its_reader(api: Reading, monkeypatch: 
         assert sum(len(page.model_dump_json()) for page in pages) < 60 * 300_000 / 1.5
 
 
+def test_a_stream_of_several_pages_is_whole(api: Reading) -> None:
+    """Also when the run has ended before it began."""
+    run = api.started()
+    for _ in range(12):
+        api.report(run, api.event("failed", code="internal", message="x" * 300_000))
+    api.end(run)
+    begun = time.monotonic()
+    assert [event.cursor for event in api.client.stream_events(run.id)] == [str(number) for number in range(1, 18)]
+    assert time.monotonic() - begun < 5
+
+
 def test_nobody_reads_the_events_of_anothers_run(api: Reading) -> None:
     """To a stranger the run does not exist, as a page or as a stream."""
     with ApiClient(api.url, key=(api.directory / "keys" / "worker.key").read_text().strip(), retries=0) as worker:
