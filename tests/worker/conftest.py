@@ -32,6 +32,7 @@ class Service:
     def __init__(self, redis_url: str, directory: Path) -> None:
         self.redis_url, self.directory, self.api_port = redis_url, directory, free_port()
         self.runs_dir, self.keys_dir = directory / "runs", directory / "keys"
+        self.lease_seconds = LEASE_SECONDS
         self.children: list[subprocess.Popen[bytes]] = []
         self.url = f"http://127.0.0.1:{self.api_port}"
 
@@ -47,7 +48,7 @@ class Service:
             "MILLIONWAY_REDIS_URL": self.redis_url,
             "MILLIONWAY_STATE_DIR": str(self.directory / "api"),
             "MILLIONWAY_KEYS_DIR": str(self.keys_dir),
-            "MILLIONWAY_LEASE_SECONDS": str(LEASE_SECONDS),
+            "MILLIONWAY_LEASE_SECONDS": str(self.lease_seconds),
         }
         command = [sys.executable, "-m", "api", "--port", str(self.api_port)]
         self.api = processes.spawn(command, environment=environment, log=self.directory / "api.log")
