@@ -12,8 +12,8 @@ For people and their programs
     POST  /runs/{id}/fork                U  Fork -> 201 Run: a new run from a checkpoint
     GET   /runs/{id}/history             U  list[Transition]
     GET   /runs/{id}/attempts            U  list[Attempt]
-    GET   /runs/{id}/events?after=&limit=&kinds=  U  EventPage, oldest first; the newest thousand are kept; with Accept:
-                                            text/event-stream as SSE, Last-Event-ID honoured
+    GET   /runs/{id}/events?after=&limit=&kinds=  U  EventPage, oldest first; the newest thousand are kept, and `truncated` says
+                                            when some are missing; with Accept: text/event-stream as SSE, Last-Event-ID honoured
     GET   /runs/{id}/metrics?points=&series=    U  MetricSeries: minimum, maximum and mean over at most `points` buckets of steps
     GET   /runs/{id}/checkpoints         U  list[Checkpoint]
     PUT, DELETE /runs/{id}/checkpoints/{step}/pin  U  Checkpoint
@@ -21,7 +21,8 @@ For people and their programs
     GET   /runs/{id}/checkpoints/{step}/files/{name}   U  bytes; Range and ETag
     GET   /runs/{id}/export, /runs/{id}/export/{name}  U  as files
     GET   /runs/{id}/logs?attempt=&name=&offset=&limit=&follow=   U  text/plain; header Millionway-Next-Offset; defaults: newest attempt,
-                                            rank-0.log; follow=true streams until the attempt ends
+                                            rank-0.log; follow=true streams until the attempt ends; of a
+                                            long one the beginning and the newest part are kept
     GET   /runs/{id}/logs/index          U  list[LogFile]
     GET   /workers                       U  list[Worker]
     POST  /workers/{worker}/drain        A  Drain -> 202 Worker
@@ -32,12 +33,14 @@ For people and their programs
 For workers; a report carries the attempt, and one from a lost attempt gets 409 `attempt_lost`
     POST /workers/{worker}/poll                      W  Poll -> PollReply; waits up to `wait_seconds` for something new
     POST /runs/{id}/attempts/{n}/events              W  EventBatch -> EventAck; a gap: 409 `event_gap` with the last_seq here
-    PUT  /runs/{id}/attempts/{n}/logs/{name}?offset= W  bytes -> LogAck; a gap: 409 `log_gap` with the size here
+    PUT  /runs/{id}/attempts/{n}/logs/{name}?offset= W  bytes -> LogAck; a gap: 409 `log_gap` with the size here; 507
+                                            `disk_full`: send it again later
     POST /runs/{id}/attempts/{n}/exit                W  ExitReport -> Run
 
 Errors are RFC 9457 problem documents: type, title, status, detail, code, and errors[] of {field, pointer, value, message}.
 Beside them `attempt_lost` has current_attempt and run_status, `log_gap` size, `event_gap` last_seq. One body: at most 4 MiB, a
-specification 256 KiB, as application/json or application/yaml. An unknown query parameter is refused where people ask.
+specification 256 KiB, as application/json or application/yaml. An unknown query parameter is refused where people ask; `kinds`, `series`
+and `label` take several values by repetition.
 """
 
 from __future__ import annotations
@@ -167,7 +170,7 @@ class LogFile(Message):
     attempt: int
     name: str
     size: int
-    """Bytes stored so far."""
+    """Bytes that came so far, those included that are not kept."""
 
 
 class StoredFile(Message):

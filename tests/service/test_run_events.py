@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,10 +15,12 @@ import pytest
 from api import routes_events
 from service.client import ApiClient
 from service.errors import ApiProblem
+from service.launch import free_port
 from service.protocol import EventPage
 from service.runs import RunEvent
+from service.settings import Settings
 from service.store import Store
-from tests.conftest import wait_until
+from tests.conftest import running_api, running_redis, wait_until
 from tests.service.reading import Reading
 
 
@@ -220,6 +223,30 @@ def test_a_stream_of_several_pages_is_whole(api: Reading) -> None:
     begun = time.monotonic()
     assert [event.cursor for event in api.client.stream_events(run.id)] == [str(number) for number in range(1, 18)]
     assert time.monotonic() - begun < 5
+
+
+def test_a_stream_outlives_a_restart_of_redis(tmp_path: Path) -> None:
+    """It has heartbeats meanwhile, then what happened since, each event once."""
+    port = free_port()
+    settings = Settings(redis_url=f"redis://127.0.0.1:{port}/0", state_dir=tmp_path, keys_dir=tmp_path / "keys")
+    with running_api(settings) as url:
+        with running_redis(tmp_path / "redis", port):
+            wait_until((tmp_path / "keys" / "admin.key").exists, "the first keys are there")
+            api = Reading(url, (tmp_path / "keys" / "admin.key").read_text().strip(), tmp_path)
+            run = api.started()
+            seen: list[RunEvent] = []
+            reader = threading.Thread(target=lambda: seen.extend(api.client.stream_events(run.id)))
+            reader.start()
+            wait_until(lambda: len(seen) == 4, "what there was is there")
+        with running_redis(tmp_path / "redis", port):
+            api.report(run, api.progress(10))
+            wait_until(lambda: len(seen) == 5, "what is new is there")
+            api.end(run)
+            reader.join(5)
+            assert not reader.is_alive()
+            assert seen == api.client.event_page(run.id).events
+        with api.client, api.http:
+            pass
 
 
 def test_nobody_reads_the_events_of_anothers_run(api: Reading) -> None:
