@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from service.settings import Settings
-from tests.conftest import running_api
+from tests.conftest import ADMIN_KEY, NO_LIMIT, bearer, emptied, running_api, with_first_keys
 from tests.service.wrong_specs import CASES, PAGE, RIGHT, Wrong, body, make_folders, render
 
 JSON = {"Content-Type": "application/json"}
@@ -23,10 +23,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sighted(redis_session: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """An API that sees the workers' files."""
-    settings = Settings(redis_url=f"{redis_session}/2", state_dir=tmp_path_factory.mktemp("api"), shared_files=True)
-    with running_api(settings) as url, httpx.Client(base_url=url, trust_env=False) as client:
+def sighted(redis_session: str, folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """An API that sees the workers' files, of which some are allowed."""
+    settings = Settings(
+        redis_url=with_first_keys(emptied(f"{redis_session}/6")),
+        state_dir=tmp_path_factory.mktemp("api"),
+        shared_files=True,
+        data_roots=(str(folders),),
+        rate_limit=NO_LIMIT,
+    )
+    with running_api(settings) as url, httpx.Client(base_url=url, headers=bearer(ADMIN_KEY), trust_env=False) as client:
         yield client
 
 

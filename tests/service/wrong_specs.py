@@ -89,26 +89,35 @@ CASES = [
         "set parallelism to class, or precision to bf16",
     ),
     Wrong("queries without a bank", {"evaluation": {"queries": f"{ROOT}/images"}}, "evaluation.queries", "name the labelled folder"),
-    Wrong("several nodes", {"resources": {"nodes": 2}}, "resources.nodes", "set it to 1"),
+    Wrong("more ranks at least than at most", {"resources": {"min_ranks": 2}}, "resources.min_ranks", "lower it"),
+    Wrong("no time at all", {"resources": {"max_hours": 0}}, "resources.max_hours", "greater than 0"),
+    Wrong("a priority out of range", {"priority": 1000}, "priority", "less than or equal to 100"),
+    Wrong("a label that is no text", {"labels": {"seed": 1}}, "labels.seed", "valid string"),
+    Wrong("weights of one's own", {"backbone": {"args": {"pretrained": True}}}, "backbone.args.pretrained", "leave it out"),
     Wrong("a relative path", {"data": {"path": "images"}}, "data.path", "give the absolute path"),
+    Wrong("a path outside the allowed folders", {"data": {"path": "/home/images"}}, "data.path", "where data must lie"),
+    Wrong("a path that climbs out of them", {"data": {"path": f"{ROOT}/../home"}}, "data.path", "where data must lie"),
+    Wrong("a link to elsewhere", {"data": {"path": f"{ROOT}/elsewhere"}}, "data.path", "where data must lie"),
     Wrong("a folder that does not exist", {"data": {"path": f"{ROOT}/imagse"}}, "data.path", "no such folder"),
     Wrong("a file for a folder", {"data": {"path": f"{ROOT}/notes/notes.txt"}}, "data.path", "a file, not a folder"),
     Wrong("a folder without images", {"data": {"path": f"{ROOT}/notes"}}, "data.path", "no image (jpg, jpeg"),
     Wrong(
         "labels without class folders", {"evaluation": {"labelled": f"{ROOT}/images"}}, "evaluation.labelled", "one with images per class"
     ),
+    Wrong("a key twice", '{"seed": 1, "seed": 2}', "", "stands twice"),
     Wrong("no mapping", "[]", "", "this is a list"),
     Wrong("no JSON", '{"data": {"path": "/data/images"},}', "", "not JSON at line 1, column"),
 ]
 
 
 def make_folders(root: Path) -> None:
-    """12 files that look like images, and a folder without any."""
+    """12 files that look like images, a folder without any, and a link out of `root`."""
     (root / "images").mkdir(parents=True)
     for number in range(12):
         (root / "images" / f"{number}.png").touch()
     (root / "notes").mkdir()
     (root / "notes" / "notes.txt").touch()
+    (root / "elsewhere").symlink_to("/")
 
 
 def body(case: Wrong, root: Path) -> str:
@@ -124,7 +133,7 @@ def body(case: Wrong, root: Path) -> str:
 
 def refusals(case: Wrong, root: Path) -> list[FieldError]:
     try:
-        admit(read_body(body(case, root).encode(), "application/json"), shared_files=True)
+        admit(read_body(body(case, root).encode(), "application/json"), shared_files=True, roots=[str(root)])
     except InvalidSpec as error:
         return error.errors
     raise AssertionError(f"accepted: {case.title}")
@@ -134,7 +143,7 @@ HEAD = """\
 # Wrong specifications, and what each is told
 
 Written by `python -m tests.service.wrong_specs`; a test holds it to what the code says. Each case spoils this correct
-specification, whose folder has 12 images:
+specification, whose folder has 12 images. The API sees the workers' files, and lets data lie below /data only:
 
 ```yaml
 {right}```
