@@ -1,4 +1,4 @@
-"""The command line against the real API, with runs that no job executes."""
+"""Followed logs over an API that goes away, and what is no API of ours. The commands: tests/service/test_commands.py."""
 
 from __future__ import annotations
 
@@ -8,61 +8,22 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from deploy import follow
-from deploy.cli import app
+from deploy.follow import log_pieces
 from service.client import ApiClient
 from service.errors import ApiUnavailable, MillionwayError
 from service.lifecycle import Status
-from service.protocol import ClaimRequest, ExitReport
+from service.protocol import ExitReport
 from tests.conftest import wait_until
-from tests.worker.conftest import Service
-
-
-def called(service: Service, *arguments: str) -> Result:
-    return CliRunner().invoke(app, [*arguments, "--api", service.url])
-
-
-def claimed(service: Service) -> tuple[str, int]:
-    claim = service.client.claim("w", ClaimRequest(host="here", slots=1, device="cpu"))
-    assert claim is not None
-    return claim.run_id, claim.attempt
-
-
-def test_a_reason_in_brackets_is_printed_as_it_is(service: Service) -> None:
-    """C++ puts its file names in brackets, which is rich's markup for a closing tag."""
-    reason = "[/src/gloo/pair.cc:547] Connection closed by peer [127.0.0.1]"
-    run_id = service.submit("steady").id
-    claimed(service)
-    service.client.exit(run_id, 1, ExitReport(outcome="faulty", reason=reason))
-    for command in (["runs"], ["show", run_id]):
-        result = called(service, *command)
-        assert result.exit_code == 0, result.exception
-        assert reason in result.stdout
-
-
-def test_runs_pages_through_more_than_the_api_gives_at_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Newest first, none twice, and a word when there are more."""
-    monkeypatch.setattr(follow, "MAX_PAGE", 3)
-    ids = [service.submit("steady").id for _ in range(8)]
-    for limit in (2, 3, 7, 8, 1000):
-        lines = called(service, "runs", "--limit", str(limit)).stdout.splitlines()
-        assert [line.split()[0] for line in lines[1 : 1 + limit] if "older" not in line] == ids[::-1][:limit]
-        assert ("older ones" in lines[-1]) == (limit < 8)
-
-
-def test_runs_accepts_more_than_a_page_of_the_real_size(service: Service) -> None:
-    """The API refuses a page of more than 200."""
-    assert called(service, "runs", "--limit", "1000").exit_code == 0
+from tests.worker.conftest import FakeWorker, Service
 
 
 def read_in_background(service: Service, run_id: str) -> tuple[threading.Thread, list[bytes]]:
     pieces: list[bytes] = []
 
     def read() -> None:
-        with ApiClient(service.url, retries=0) as client:
-            pieces.extend(follow.log_pieces(client, run_id, "rank-0.log", attempt=None, follow_it=True))
+        with ApiClient(service.url, key=service.admin_key, retries=8) as client:
+            pieces.extend(log_pieces(client, run_id, "rank-0.log", attempt=None, follow_it=True))
 
     thread = threading.Thread(target=read)
     thread.start()
@@ -71,24 +32,26 @@ def read_in_background(service: Service, run_id: str) -> tuple[threading.Thread,
 
 def test_followed_logs_come_whole_from_every_attempt_also_over_an_api_that_was_away(service: Service) -> None:
     """The end of an attempt is printed before the next one's begin, and the API may be killed in between."""
-    run_id = service.submit("steady").id
-    claimed(service)
-    service.client.put_log(run_id, 1, "rank-0.log", 0, b"one\n")
-    thread, pieces = read_in_background(service, run_id)
+    run, worker = service.submit("steady"), FakeWorker(service)
+    first = worker.take()
+    service.client.put_log(run.id, 1, "rank-0.log", 0, b"one\n")
+    thread, pieces = read_in_background(service, run.id)
     wait_until(lambda: pieces == [b"one\n"], "the first line is read")
     service.kill_api()
     time.sleep(1.2)  # it asks twice in vain
     assert thread.is_alive()
     service.start_api()
-    service.client.put_log(run_id, 1, "rank-0.log", 4, b"two\n")
-    service.client.exit(run_id, 1, ExitReport(outcome="released", reason="given back"))
-    assert claimed(service) == (run_id, 2)
-    service.client.put_log(run_id, 2, "rank-0.log", 0, b"three\n")
-    service.client.exit(run_id, 2, ExitReport(outcome="finished", reason="done"))
-    thread.join(20)
+    worker.poll(held=[first])
+    service.client.put_log(run.id, 1, "rank-0.log", 4, b"two\n")
+    service.client.exit(run.id, 1, ExitReport(worker="another", outcome="released", reason="given back"))
+    second = worker.take()
+    assert (second.run_id, second.attempt) == (run.id, 2)
+    service.client.put_log(run.id, 2, "rank-0.log", 0, b"three\n")
+    service.client.exit(run.id, 2, ExitReport(worker="another", outcome="finished", reason="done"))
+    thread.join(30)
     assert not thread.is_alive()
     assert b"".join(pieces) == b"one\ntwo\nthree\n"
-    assert service.client.run(run_id).status == Status.SUCCEEDED
+    assert service.client.run(run.id).status == Status.SUCCEEDED
 
 
 class Elsewhere(BaseHTTPRequestHandler):
