@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from urllib.parse import unquote
 
 import pytest
 
@@ -30,6 +32,20 @@ def test_a_hostile_request_is_refused_and_told_why(battered: Ground, case: Hosti
     assert case.fragment in battered.shown(said), answer.text
     assert "set-cookie" not in answer.headers
     assert battered.http.get("/readyz").status_code == 200
+
+
+def test_every_hostile_answer_is_documented(battered: Ground) -> None:
+    """In the OpenAPI document, at its route and status; what has no route is not_found or method_not_allowed."""
+    paths = battered.http.get("/openapi.json").json()["paths"]
+    for case in CASES:
+        asked = unquote(case.path.partition("?")[0])
+        templates = [path for path in paths if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", path), asked, re.DOTALL)]
+        operation = paths[templates[0]].get(case.method.lower()) if templates else None
+        if operation is None:
+            assert case.code in ("not_found", "method_not_allowed", "uri_too_long", "unauthenticated"), case
+        else:
+            assert case.code is None or case.code in operation["responses"][str(case.status)]["x-codes"], case
+            assert str(case.status) in operation["responses"], case
 
 
 def test_hostile_requests_change_nothing(battered: Ground) -> None:
