@@ -134,11 +134,9 @@ def _not_yet(queued: Queued, board: Board, position: int) -> Iterator[Reason]:
             until = "when it starts is not known" if starts_at is None else f"it starts {_in(starts_at - now)}"
             limit = "it has no time limit" if queued.max_seconds is None else f"its time limit is {_duration(queued.max_seconds)}"
             yield Reason("reserved_for_other", f"free nodes are kept for {_names(holders, 'run')}: {until}, and {limit}")
-    draining = [node.id for node in board.cluster.nodes if node.drain]
-    if draining and (fit := board.fit(queued, board.undrained)):
-        yield Reason(
-            "draining", f"{_names(sorted({*fit.nodes} & {*draining}), 'node')} would do, but takes nothing new: it is being drained"
-        )
+    fit = board.fit(queued, board.undrained)
+    if fit and (draining := [id for id in fit.nodes if id not in board.pool.nodes]):
+        yield Reason("draining", f"{_names(draining, 'node')} would do, but takes nothing new: it is being drained")
     if not _anywhere(queued, board.pool):
         yield Reason("busy", _busy(queued, board))
     if position > 1:

@@ -189,6 +189,19 @@ def test_what_would_let_a_run_start_lets_it_start(case: Cluster) -> None:
             assert starts(replace(case, nodes=(*new, *case.nodes)), run), more
 
 
+def test_a_run_that_is_thought_away_is_charged_to_its_owner() -> None:
+    """As it will be when it ends: 8 slots for 100 s, and its slots are free."""
+    after = without(cluster([node("a")], running=[live("x", ["a"])], usage={"bob": 10.0}), ["x"])
+    assert (after.usage, after.live, after.nodes[0].free) == ({"bob": 810.0}, (), tuple(range(8)))
+
+
+def test_an_elastic_run_that_waits_for_its_victims_is_told_of_them() -> None:
+    """Though it would fit on less at once, and though another node drains."""
+    running = [live("x", ["a"], is_stopping=True, stopped_for="r1")]
+    case = cluster([node("a"), node("b"), node("c", drain="finish")], [queued("r1", (2, 8), (1, 8), priority=3)], running)
+    assert tokens(explained(case)) == ["preempting", "draining"]
+
+
 def test_an_explanation_takes_milliseconds() -> None:
     """On 1,000 busy nodes with 2,000 queued runs; the Board is built once for all."""
     nodes = [node(f"n{number:04}") for number in range(1000)]

@@ -27,6 +27,11 @@ def test_a_node_that_is_not_shared_is_owned_whole() -> None:
     assert [(place.run_id, dict(place.slots)) for place in decisions.places] == [("r1", {"a": (0, 1, 2, 3)}), ("r2", {"b": (0, 1, 2, 3)})]
 
 
+def test_a_node_that_is_not_shared_takes_nothing_while_anything_is_on_it() -> None:
+    """Processes of an attempt that is over may still be on two of its slots."""
+    assert placed(decide(cluster([cpu_node("a", free=(0, 1))], [queued("r1", (1, 1))]))) == {}
+
+
 def test_a_small_run_goes_to_the_fullest_node_that_fits() -> None:
     """So that whole nodes stay free: of 8, 1, 2 and 5 free slots, two ranks take the 2."""
     running = [live("x", {"b": range(7)}), live("y", {"c": range(6)}), live("z", {"d": range(3)})]
@@ -53,6 +58,7 @@ def test_a_run_goes_where_its_checkpoints_are() -> None:
     nodes = [node("a", storage="here"), node("b", storage="there")]
     assert placed(decide(cluster(nodes, [queued("r1", (1, 1), storage="there")]))) == {"r1": ["b"]}
     assert placed(decide(cluster(nodes[:1], [queued("r1", (1, 1), storage="there")]))) == {}
+    assert placed(decide(cluster([node("a"), node("b")], [queued("r1", (2, 8), storage="there")]))) == {}
 
 
 @pytest.mark.parametrize(("device", "expected"), [("auto", "gpu"), ("cuda", "gpu"), ("cpu", "cpu")])

@@ -17,6 +17,16 @@ def test_a_run_that_waited_gets_the_nodes_that_are_free_first() -> None:
     assert (reservation.run_id, reservation.nodes, reservation.starts_at) == ("r1", {"b", "d"}, NOW + 200)
 
 
+def test_what_stops_is_expected_to_end_at_any_moment() -> None:
+    """So is what has outrun its estimate, and slots on which an attempt that is over may still have processes."""
+    nodes, run = [node("a"), node("b")], queued("r1", (1, 8), waited=LONG)
+    for in_the_way in (live("x", ["a"], is_stopping=True), live("x", ["a"], ends_at=NOW - 5)):
+        [reservation] = decide(cluster(nodes, [run], [in_the_way, live("y", ["b"])])).reservations
+        assert (reservation.nodes, reservation.starts_at) == ({"a"}, NOW)
+    [reservation] = decide(cluster([node("a", free=(0, 1)), node("b")], [run], [live("y", ["b"])])).reservations
+    assert (reservation.nodes, reservation.starts_at) == ({"a"}, NOW)
+
+
 def test_a_run_that_has_just_come_gets_no_reservation() -> None:
     """The free node goes to the next."""
     waiting = [queued("r1", (2, 8)), queued("r2", (1, 8))]
@@ -100,6 +110,18 @@ def test_one_large_victim_is_taken_rather_than_two_small() -> None:
     assert stopped(decide(cluster([node(name) for name in "abcd"], [queued("r1", (2, 8), priority=1)], running))) == {"z": "r1"}
 
 
+def test_victims_that_give_most_nodes_each_are_taken_first() -> None:
+    """Three nodes: the run with two of them and one of those with one, not the pair that shares a node."""
+    running = [live("x", ["a"]), live("y", {"b": range(4)}), live("w", {"b": range(4, 8)}), live("z", ["c", "d"])]
+    assert stopped(decide(cluster([node(name) for name in "abcd"], [queued("r1", (3, 8), priority=1)], running))) == {"z": "r1", "x": "r1"}
+
+
+def test_two_of_low_priority_give_way_rather_than_one_above_them() -> None:
+    """Priority goes before number, on one node too."""
+    running = [live("x", {"a": (0, 1)}), live("y", {"a": (2, 3)}), live("z", {"a": range(4, 8)}, priority=1)]
+    assert stopped(decide(cluster([node("a")], [queued("r1", (1, 4), priority=5)], running))) == {"x": "r1", "y": "r1"}
+
+
 def test_what_started_last_gives_way_first() -> None:
     """It loses least."""
     running = [live("x", ["a"], started_at=NOW - 50), live("y", ["b"], started_at=NOW - 5)]
@@ -127,6 +149,13 @@ def test_a_run_takes_what_was_cleared_for_it() -> None:
     assert placed(decisions) == {"r1": ["a", "b"]}
 
 
+def test_a_run_that_finds_room_before_its_victim_is_gone_starts_once() -> None:
+    """Two nodes have become free elsewhere."""
+    running = [live("x", ["a"], is_stopping=True, stopped_for="r1")]
+    decisions = decide(cluster([node(name) for name in "abc"], [queued("r1", (1, 8), priority=3)], running))
+    assert [(place.run_id, list(place.slots)) for place in decisions.places] == [("r1", ["b"])]
+
+
 def test_an_elastic_run_waits_for_the_shape_that_others_stop_for() -> None:
     """One node is free already; it does not start on that one while the other is being cleared for it."""
     running = [live("x", ["a"], is_stopping=True, stopped_for="r1")]
@@ -150,3 +179,4 @@ def test_two_runs_of_higher_priority_do_not_stop_the_same_victim() -> None:
     decisions = decide(cluster([node(name) for name in "abc"], waiting, running))
     assert [stop.run_id for stop in decisions.stops] == ["y", "x"]
     assert stopped(decisions) == {"y": "r1", "x": "r2"}
+    assert [stop.run_id for stop in decide(cluster([node("a"), node("b")], waiting, running[:1])).stops] == ["x"]
