@@ -38,9 +38,8 @@ async def poll(worker: WorkerName, poll: Poll, store: StoreDep, changes: Changes
             reply = await store.poll(worker, poll)
             is_news = reply.offers or any(known[told.run_id, told.attempt] != told.command for told in reply.instructions)
             left = deadline - time.monotonic()
-            if is_news or left <= 0:
+            if is_news or left <= 0 or not await wait_for(changed, left):
                 return reply
-            await wait_for(changed, left)
 
 
 @router.post("/workers/{worker}/drain", status_code=202, responses=documents(Unauthenticated, Forbidden, WorkerNotFound))

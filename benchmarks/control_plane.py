@@ -118,7 +118,8 @@ async def together(port: int, keys: dict[str, str], seconds: float, num_workers:
     pool, seen, counts = Pool(port, headers), list[str](), dict.fromkeys(("followers", "tails"), 0)
     setup = Times()
     for i in range(FOLLOWERS):
-        _, answer = await pool.timed(setup, "setup", "POST", "/runs", DOCUMENT, Idempotency_Key=f"first-{i}")
+        status, answer = await pool.timed(setup, "setup", "POST", "/runs", DOCUMENT, Idempotency_Key=f"first-{i}")
+        assert status == 201, answer
         seen.append(json.loads(answer)["id"])
     followers = [
         asyncio.create_task(follow(Connection(port, headers), f"/runs/{run}/events", {"Accept": "text/event-stream"}, counts, "followers"))
