@@ -37,15 +37,45 @@ def test_submit_watch_follows_the_run_to_its_end(steady_up: Up, images: Path, tm
     newest = steady_up.client.runs(limit=1).runs[0]
     assert newest.spec.data.path == str(images.resolve())
     shown = steady_up.cli("show", newest.id).stdout
-    assert all(text in shown for text in (newest.id, "succeeded", str(newest.checkpoint), str(newest.export), "claim -> starting"))
+    assert all(text in shown for text in (newest.id, "succeeded", str(newest.checkpoint), str(newest.export), "place -> starting"))
     assert newest.id in steady_up.cli("runs", "--status", "succeeded").stdout
     assert "rank 1" in steady_up.cli("logs", newest.id, "--rank", "1").stdout
     assert "there is: rank-0.log of attempt 1" in steady_up.cli("logs", newest.id, "--rank", "7").stderr
 
 
+def test_a_run_is_planned_forked_and_downloaded(steady_up: Up, images: Path, tmp_path: Path) -> None:
+    """The plan knows the images, the place and, once a run has trained, the duration; the fork trains on; what is fetched is verified."""
+    spec = spec_file(tmp_path, images, 2)
+    done = steady_up.cli("submit", str(spec), "--watch")
+    assert done.returncode == 0, done.stdout + done.stderr
+    planned = steady_up.cli("plan", str(spec))
+    assert planned.returncode == 0, planned.stderr
+    for text in ("starts now on 2 ranks: local", "images      96", "rows             0.0 MiB", "duration    0:00:"):
+        assert text in planned.stdout, planned.stdout
+
+    parent = steady_up.client.runs(limit=1).runs[0]
+    longer = steady_up.cli("fork", parent.id, "--set", "schedule.epochs=3", "--watch")
+    assert longer.returncode == 0, longer.stdout + longer.stderr
+    child = steady_up.client.runs(limit=1).runs[0]
+    assert child.parent is not None
+    assert (child.parent.run_id, child.parent.step) == (parent.id, 12)
+    assert "from step 12" in steady_up.cli("attempts", child.id).stdout
+    assert "loss, steps 14 to 18" in steady_up.cli("metrics", child.id).stdout
+
+    for option in (["--export"], ["--step", "18"]):
+        fetched = steady_up.cli("download", child.id, *option, "-o", str(tmp_path / option[0]))
+        assert fetched.returncode == 0, fetched.stderr
+        assert "SHA-256 verified" in fetched.stdout
+    assert cli("verify", str(tmp_path / "--export")).returncode == 0
+    with_workers = steady_up.cli("workers").stdout.splitlines()[1].split()
+    assert with_workers[0] == "local"
+    assert with_workers[2:5] == ["ready", "2", "2"]
+
+
 def test_ctrl_c_on_submit_watch_leaves_the_run_alone(steady_up: Up, images: Path, tmp_path: Path) -> None:
     """It says so, and how to cancel."""
-    command = [*CLI, "submit", str(spec_file(tmp_path, images, 1000)), "--watch", "--api", steady_up.url]
+    file = str(spec_file(tmp_path, images, 1000))
+    command = [*CLI, "submit", file, "--watch", "--api", steady_up.url, "--key-file", str(steady_up.key_file)]
     watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
     try:
         wait_until(lambda: steady_up.client.runs(status="running").runs, "the run runs", seconds=PATIENCE_SECONDS)
@@ -59,7 +89,7 @@ def test_ctrl_c_on_submit_watch_leaves_the_run_alone(steady_up: Up, images: Path
     cancelled = steady_up.cli("cancel", run.id)
     assert cancelled.returncode == 0
     run = steady_up.wait(run, Status.CANCELLED)
-    assert run.checkpoint is not None, "SIGTERM made the trainer write a checkpoint"
+    assert run.checkpoint is not None, "the job wrote one before it ended"
     assert steady_up.cli("logs", run.id, "--launcher").returncode == 0
 
 
@@ -84,7 +114,7 @@ def test_a_wrong_specification_gets_its_mistakes_and_exit_code_1(tmp_path: Path)
         (["runs"], 1, "start one here with `millionway up`"),
         (["runs", "--status", "done"], 2, "'queued'"),
         (["runs", "--api", "http://[::1"], 1, "is no URL of an API"),
-        (["train", "unplaceable.yaml"], 1, "places a run on one node"),
+        (["train", "unplaceable.yaml"], 1, "this command trains on this machine alone"),
         (["train", "good.yaml", "--output", "good.yaml"], 1, "give another --output"),
         (["fly"], 2, "No such command"),
     ],
