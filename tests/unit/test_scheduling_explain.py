@@ -203,14 +203,14 @@ def test_an_elastic_run_that_waits_for_its_victims_is_told_of_them() -> None:
 
 
 def test_an_explanation_takes_milliseconds() -> None:
-    """On 1,000 busy nodes with 2,000 queued runs; the Board is built once for all."""
+    """On 1,000 busy nodes with 2,000 queued runs; the Board is built once for all. CPU time: other processes do not count."""
     nodes = [node(f"n{number:04}") for number in range(1000)]
     running = [live(f"x{number}", [f"n{number:04}"], ends_at=NOW + number) for number in range(1000)]
     waiting = [queued(f"r{number}", [(1, 8), (4, 8), (1, 2)][number % 3], priority=-number % 3) for number in range(2000)]
     case = cluster(nodes, waiting, running)
     board = Board(case, decide(case, POLICY), POLICY)
     explain_on(waiting[0], board)
-    begun = time.perf_counter()
+    begun = time.process_time()
     for run in waiting[::100]:
         assert explain_on(run, board).reasons
-    assert (time.perf_counter() - begun) / 20 < 0.1
+    assert (time.process_time() - begun) / 20 < 0.05
