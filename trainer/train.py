@@ -159,6 +159,7 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
             encoder.train()
             enter("training")
         if save:
+            watch.enter("saving")  # no step is made in however long that takes: the worker must not take it for a stall
             saved = save_checkpoint(
                 run_dir.checkpoints,
                 step,
@@ -184,6 +185,7 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
                     knn=knn,
                     removed=[str(path) for path in removed],
                 )
+            watch.enter("training")
         if stop:
             return ExitCode.STOPPED
 
