@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from pydantic import Field
 
 from api.auth import OwnRun
 from api.problems import documents
@@ -27,6 +28,7 @@ KNOWN = (Unauthenticated, Forbidden, RunNotFound)
 HEARTBEAT_SECONDS = 15.0
 PAUSE_SECONDS = 1.0
 """Before Redis is asked again when it did not answer."""
+EventKind = Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
 CURSOR = r"^[0-9]{1,15}$"
 AS_STREAM: dict[int | str, dict[str, Any]] = {
     200: {
@@ -62,7 +64,7 @@ async def events(
     after: Annotated[str | None, Query(pattern=CURSOR, description="The cursor of the last event seen")] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="Most events in a page")] = 500,
     kinds: Annotated[
-        list[str] | None, Query(max_length=32, description="Only these: transition, progress, ...; several by repetition")
+        list[EventKind] | None, Query(max_length=32, description="Only these: transition, progress, ...; several by repetition")
     ] = None,
     last_event_id: Annotated[str | None, Header(pattern=CURSOR, description="As `after`, and before it, for event streams")] = None,
 ) -> EventPage | Response:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import structlog
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import Field
 
 from api.auth import OwnRun, UserDep
 from api.bodies import read_body
@@ -47,6 +48,7 @@ SUBMITTED: dict[int | str, dict[str, Any]] = {
     201: {"headers": LOCATION},
     **documents(*KNOWN, InvalidSpec, IdempotencyConflict, QueueFull, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE),
 }
+LabelFilter = Annotated[str, Field(pattern=r"^[^=]{1,63}=", max_length=400)]
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 
 
@@ -86,7 +88,7 @@ async def list_runs(
     key: UserDep,
     status: Status | None = None,
     owner: Annotated[str | None, Query(max_length=200, description="Only this key's name's; for an admin")] = None,
-    label: Annotated[list[str] | None, Query(description="NAME=VALUE; several must all hold", max_length=32)] = None,
+    label: Annotated[list[LabelFilter] | None, Query(description="NAME=VALUE; several must all hold", max_length=32)] = None,
     cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,15}$", description="next_cursor of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> RunPage:

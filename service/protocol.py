@@ -54,6 +54,8 @@ from service.runs import Parent, Run, RunEvent, WaitReason
 from service.spec import LabelKey, LabelValue, StoredSpec
 
 LOG_NAME = r"^(launcher|rank)-[0-9]{1,6}\.log$"
+RUN_ID = r"^[0-9a-z]{1,32}$"
+MAX_ATTEMPT = 1_000_000
 WORKER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 MAX_WAIT_SECONDS = 60.0
 """Longest that a request waits for news."""
@@ -183,9 +185,9 @@ class StoredFile(Message):
 class Held(Message):
     """An attempt that a worker executes."""
 
-    run_id: str
-    attempt: int
-    master_port: int | None = None
+    run_id: str = Field(pattern=RUN_ID)
+    attempt: int = Field(ge=1, le=MAX_ATTEMPT)
+    master_port: int | None = Field(default=None, ge=1, le=65535)
     """Where the ranks are to meet; the lead's worker has found it free."""
     command: Command = "continue"
     """The newest that the worker knows of; the poll returns at once where another holds."""

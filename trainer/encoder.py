@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from service.admission import OUR_ARGS
 from service.sections import Projector
 from service.spec import RunSpec
 from trainer.errors import BadSpec
@@ -16,11 +17,6 @@ from trainer.torchvision_shim import import_timm
 
 SMALL_IMAGE = 64
 """Under this size, in pixels, stem `auto` is the small one."""
-
-OUR_ARGS = frozenset(
-    {"num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "features_only"}
-)
-"""Arguments of timm.create_model that the specification's other fields decide, or that would load foreign weights."""
 
 
 class Encoder(nn.Module):
