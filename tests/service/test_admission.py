@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service import admission
 from service.admission import admit, count_images
 from service.errors import InvalidSpec
+from service.roots import inside
 from service.spec import parse_spec
 from tests.service.documents import document
 from trainer.data.images import index_images
@@ -78,3 +82,42 @@ def test_a_link_to_itself_among_the_class_folders_is_none(tmp_path: Path) -> Non
     sections = document(data={"path": str(tmp_path / "images")}, evaluation={"labelled": str(tmp_path / "labels")})
     with pytest.raises(InvalidSpec, match="no sub-folders"):
         admit(parse_spec(sections), shared_files=True)
+
+
+@given(st.lists(st.sampled_from(["..", ".", "", "a", "b", "data", "link"]), max_size=8))
+def test_a_path_is_inside_where_the_system_takes_it_there(parts: list[str]) -> None:
+    """Over random paths with `..` and a link to elsewhere: what is let in is, once opened, below the root, and as text too."""
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory, "data")
+        (root / "a" / "b").mkdir(parents=True)
+        Path(directory, "elsewhere", "b").mkdir(parents=True)
+        (root / "link").symlink_to("../elsewhere")
+        path = "/".join([str(root), *parts])
+        real, text = os.path.realpath(path), os.path.normpath(path)
+        below = [found == str(root) or found.startswith(f"{root}/") for found in (real, text)]
+        assert inside(path, [str(root)], on_disk=True) == all(below)
+        assert inside(path, [str(root)], on_disk=False) == below[1]
+        assert inside(path, [], on_disk=True)
+
+
+def test_a_root_may_be_a_link_itself(tmp_path: Path) -> None:
+    """An operator's mount point often is."""
+    (tmp_path / "disk" / "images").mkdir(parents=True)
+    (tmp_path / "data").symlink_to(tmp_path / "disk")
+    roots = [str(tmp_path / "data")]
+    assert inside(str(tmp_path / "data" / "images"), roots, on_disk=True)
+    assert not inside(str(tmp_path / "disk" / "images"), roots, on_disk=True)
+    assert not inside(f"{tmp_path}/data/\0", roots, on_disk=True)
+    assert not inside(f"{tmp_path}/database", roots, on_disk=False)
+
+
+def test_of_a_path_elsewhere_it_is_not_said_whether_it_exists(tmp_path: Path) -> None:
+    """The same words for a folder that is there and for one that is not."""
+    (tmp_path / "data").mkdir()
+    said = []
+    (tmp_path / "there").mkdir()
+    for path in (tmp_path / "there", tmp_path / "nowhere"):
+        with pytest.raises(InvalidSpec) as refusal:
+            admit(parse_spec(document(data={"path": str(path)})), shared_files=True, roots=[str(tmp_path / "data")])
+        said.append(str(refusal.value).replace(str(path), "PATH"))
+    assert said[0] == said[1]
