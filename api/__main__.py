@@ -11,6 +11,7 @@ import structlog
 import uvicorn
 
 from api.app import create_app
+from api.connections import Connection
 from service.logs import configure_logs
 from service.settings import from_environment
 
@@ -30,6 +31,7 @@ def main() -> None:
     log.info("api_starting", url=f"http://{arguments.host}:{arguments.port}", state_dir=str(settings.state_dir))
     uvicorn.run(
         create_app(settings),
+        http=Connection,
         host=arguments.host,
         port=arguments.port,
         log_config=None,

@@ -18,6 +18,7 @@ import redis
 import uvicorn
 
 from api.app import create_app
+from api.connections import Connection
 from deploy import redis_server
 from service import processes
 from service.keys import Keys, new_secret
@@ -97,7 +98,7 @@ def with_first_keys(redis_url: str) -> str:
 @contextmanager
 def running_api(settings: Settings) -> Iterator[str]:
     """The real application behind a real server, and its URL."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_config=None, access_log=False))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), http=Connection, port=0, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import bodies, limits
+from api import bodies, connections, limits
 from api.auth import MAX_HEADER_BYTES, MAX_URI_BYTES
 from api.limits import BURST_SECONDS, MAX_NAMES, Buckets, Limits
 from service.errors import RateLimited
@@ -189,9 +190,39 @@ def test_a_body_that_trickles_is_cut(api_url: str, monkeypatch: pytest.MonkeyPat
     assert trickle(api_url, "/runs", b" " * 100, 5.0, key="mw_wrong").startswith(b"HTTP/1.1 401 ")
 
 
-def test_what_follows_a_slow_answer_is_not_cut(http: httpx.Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The time is the body's: a request may wait for news for longer."""
+HALF = b"GET /healthz HTTP/1.1\r\n"
+
+
+@pytest.mark.parametrize("heads", [[b""], [HALF], [HALF + b"Host: x\r\n\r\n", HALF]])
+def test_a_head_that_does_not_come_to_its_end_is_not_waited_for(api_url: str, monkeypatch: pytest.MonkeyPatch, heads: list[bytes]) -> None:
+    """A connection without a request, one with half of it, and one whose second request is half there."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    parts = urlsplit(api_url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=5) as connection:
+        for head in heads[:-1]:
+            connection.sendall(head)
+            assert b"200 OK" in connection.recv(65536)
+        connection.sendall(heads[-1])
+        begun = time.monotonic()
+        while connection.recv(65536):
+            pass
+        assert 0.3 < time.monotonic() - begun < 4.0
+
+
+def test_a_head_without_end_is_cut(api_url: str) -> None:
+    """Before it fills the memory."""
+    parts, sent = urlsplit(api_url), 0
+    with socket.create_connection((parts.hostname, parts.port), timeout=5) as connection, contextlib.suppress(OSError):
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nX-Endless: ")
+        while sent < 64 << 20:
+            sent += connection.send(b"x" * 65536)
+    assert sent < 16 << 20
+
+
+def test_what_follows_a_slow_answer_is_not_cut(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time is the head's and the body's: a request may wait for news for longer."""
     monkeypatch.setattr(bodies, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
     run = http.post("/runs", json={"preset": "demo", "data": {"path": "/data"}}).json()
     assert http.get(f"/runs/{run['id']}?wait_for_version=99&timeout=1").status_code == 200
 
