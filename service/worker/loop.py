@@ -5,6 +5,7 @@ The main thread polls; each attempt has a thread of its own. While the API is aw
 
 from __future__ import annotations
 
+import math
 import platform
 import random
 import secrets
@@ -94,7 +95,8 @@ class Worker:
                 self._sleep_until(began + (LEAVING_SECONDS if self._is_leaving else MIN_POLL_SECONDS))
             else:
                 self._sleep_until(time.monotonic() + (LEAVING_SECONDS if self._is_leaving else delay * random.uniform(0.5, 1.0)))
-                delay = min(2 * delay, MAX_RETRY_SECONDS)
+                # An API that was away gives every lease one period when it is back: a longer pause would let ours end.
+                delay = min(2 * delay, MAX_RETRY_SECONDS, (self._lease_seconds or math.inf) / POLLS_PER_LEASE)
             self._attempts = {key: attempt for key, attempt in self._attempts.items() if attempt.is_alive()}
         patience.call(self._poll)  # the API offers no more
 

@@ -32,7 +32,8 @@ class Settings:
     data_roots: tuple[Path, ...] = ()
     """A run's images must lie in one of these. Default: anywhere."""
     stall_seconds: float = 60.0
-    """A job in training that has not moved for so long, and for 20 usual steps, is stuck; in other phases, 15 times as long."""
+    """A job in training that has not moved for so long, and for 20 usual steps, is stuck. Before the first step and in other phases, 15
+    times as long."""
 
     @property
     def mark(self) -> str:

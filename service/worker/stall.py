@@ -17,7 +17,7 @@ TRAINING = "training"
 USUAL_STEPS = 20
 """A step may take so many times as long as usual."""
 OTHER_PHASES = 15
-"""A piece of work of another phase (a dataset's listing, an evaluation) may take so many times the limit of a step."""
+"""A piece of work of another phase (a dataset's listing, a checkpoint), and the first step, may take so many times the limit of a step."""
 LOOK_SECONDS = 1.0
 MAX_OBSERVED_SECONDS = 5.0
 """Between two looks."""
@@ -70,9 +70,8 @@ class StallDetector:
 
     def _limit(self) -> tuple[float, str]:
         """Seconds, and what they are measured by."""
-        if all(beat is not None and beat.phase == TRAINING for beat in self._beats.values()):
-            if not self._step_seconds:
-                return self._stall_seconds, "no step was seen before"
+        in_training = all(beat is not None and beat.phase == TRAINING for beat in self._beats.values())
+        if in_training and self._step_seconds:  # the first step may have to compile kernels and set up connections
             usual = median(self._step_seconds)
             return max(self._stall_seconds, USUAL_STEPS * usual), f"a step takes {usual:.3g} s"
         return OTHER_PHASES * self._stall_seconds, f"the limit is {OTHER_PHASES * self._stall_seconds:.0f} s"

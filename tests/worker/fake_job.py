@@ -5,7 +5,7 @@ The ranks meet at the master's port, over all nodes; who loses a peer fails, as 
               checkpoint, which the next attempt starts from, and ends with 75
     deaf      as steady, but sees no stop file
     stubborn  as steady, but neither sees a stop file nor ends at SIGTERM
-    stuck     as steady, and stands still after 25 steps, deaf to lost peers, as in a kernel of NCCL
+    stuck     as steady, and stands still after 120 steps, deaf to lost peers, as in a kernel of NCCL
     wedged    as stuck, but a rank that loses its peer fails, as in gloo
     shot      as steady, and SIGKILL ends the last rank after 25 steps
     parent    leaves a process behind in a session of its own, writes its id to the log, and ends well
@@ -151,7 +151,7 @@ class Rank:
             self.beat(step)
             print(f"step {step} " + "x" * 200, file=self.log)
             time.sleep(0.02)
-            if name in ("stuck", "wedged") and step == 25:
+            if name in ("stuck", "wedged") and step == 120:
                 self.is_leaving = name == "stuck"
                 self.hang()
             if name == "shot" and step == 25 and self.rank == world_size - 1:

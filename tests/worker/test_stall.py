@@ -87,10 +87,17 @@ def test_a_job_that_never_begins_is_stuck_too(job: Job) -> None:
     assert job.seconds_until_stall(1000) == 901
 
 
+def test_the_first_step_has_a_quarter_of_an_hour_as_well(job: Job) -> None:
+    """Kernels are compiled and connections made; what is usual is not known yet."""
+    job.both(0)
+    assert job.seconds_until_stall(1000) == 902
+
+
 def test_one_rank_in_another_phase_gives_all_the_longer_limit(job: Job) -> None:
     """Rank 0 writes the checkpoint while the others wait for it."""
-    job.both(10)
-    assert job.seconds_until_stall(1) is None
+    for step in range(1, 11):
+        job.both(step)
+        assert job.seconds_until_stall(1) is None
     job.beat(0, 10, "saving")
     assert job.seconds_until_stall(800) is None
 
