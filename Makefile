@@ -13,10 +13,10 @@ CLEAR := --clear
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint format clean
+.PHONY: help demo up test test-compose lint format clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## pretrain on real images through the whole service, in minutes; DATA=folder takes your own
 	@$(BIN)/python -m deploy.demo $(if $(DATA),--data "$(DATA)")
@@ -26,6 +26,9 @@ up: $(INSTALLED) ## Redis, the API and a worker, until Ctrl-C
 
 test: $(INSTALLED) lint ## lint, types, import contracts, and all tests
 	$(BIN)/python -m pytest
+
+test-compose: $(INSTALLED) ## the deployment on this machine's Docker engine, containers killed and cut off; about 15 minutes; DATA=folder
+	@$(BIN)/python -m tests.compose $(if $(DATA),--data "$(DATA)")
 
 lint: $(INSTALLED) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

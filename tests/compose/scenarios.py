@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.compose.stack import LEASE_SECONDS, SLOTS, WORKERS, Run, Stack, check
+from tests.compose.stack import LEASE_SECONDS, SLOTS, Run, Stack, check
 
 EPOCHS = 8
 
@@ -80,6 +80,21 @@ def killed_worker(bench: Bench, node_rank: int) -> str:
     return f"{victim} of {', '.join(run['workers'])} killed at step {killed_at}; ended on {', '.join(done['workers'])}; {same}"
 
 
+def stopped_worker(bench: Bench) -> str:
+    """`docker compose stop`: the run writes a checkpoint and goes back to the queue, without waiting for a lease to expire."""
+    stack, run = bench.stack, bench.in_the_middle(bench.start(2, "stopped"))
+    victim = run["workers"][1]
+    stack.compose("stop", victim)
+    attempts = stack.request("GET", f"/runs/{run['id']}/attempts")
+    check(attempts[0]["outcome"] == "released", f"attempt 1 ended as {attempts[0]['outcome']}: {attempts[0]['reason']}")
+    done = stack.succeeded(run["id"])
+    resumed_at = stack.request("GET", f"/runs/{run['id']}/attempts")[-1]["start_step"]
+    check(resumed_at >= run["progress"]["step"], f"attempt {done['attempt']} began at step {resumed_at}: steps were lost")
+    same = bench.compare(done, 2)
+    stack.compose("up", "-d", "--no-build", victim)
+    return f"{victim} stopped after step {run['progress']['step']}, resumed at step {resumed_at} on {', '.join(done['workers'])}; {same}"
+
+
 def restarted_api(bench: Bench) -> str:
     """A restart by the operator, then a crash that the restart policy mends: the job trains on and stays the same attempt."""
     stack, run = bench.stack, bench.in_the_middle(bench.start(2, "api"))
@@ -114,6 +129,8 @@ def cut_worker(bench: Bench, nodes: int) -> str:
     victim = run["workers"][-1]
     stack.cut(victim)
     cut_at = time.monotonic()
+    cut_off = stack.job_processes(victim)
+    check(cut_off == 1 + SLOTS, f"{cut_off} processes on {victim}, which was just cut off: a launcher and {SLOTS} ranks should live there")
     try:
         again = stack.wait_for(
             run["id"], lambda run: run["attempt"] == 2 and run["status"] == "running", "the run goes on elsewhere", LEASE_SECONDS + 60
@@ -129,8 +146,15 @@ def cut_worker(bench: Bench, nodes: int) -> str:
     done = stack.succeeded(run["id"])
     check(done["attempt"] == 2 and victim not in done["workers"], f"attempt {done['attempt']} ended on {done['workers']}")
     same = bench.compare(done, nodes)
-    zombie = f"{zombies} processes there at its return, none {gone:.0f} s later"
-    return f"{victim} cut, attempt 2 ran after {elsewhere:.0f} s; {zombie}; {same}"
+    zombie = f"{cut_off} processes there then, {zombies} at its return, none {gone:.0f} s later"
+    return f"{victim} cut off, attempt 2 ran after {elsewhere:.0f} s; {zombie}; {same}"
+
+
+def as_good_as_new(bench: Bench) -> str:
+    """After all that every worker takes part again, those with a new address included."""
+    run = bench.stack.succeeded(bench.start(4, "again")["id"])
+    check(run["attempt"] == 1, f"attempt {run['attempt']}: {run['reason']}")
+    return f"{', '.join(run['workers'])}; {bench.compare(run, 4)}"
 
 
 SCENARIOS: dict[str, Callable[[Bench], str]] = {
@@ -139,11 +163,13 @@ SCENARIOS: dict[str, Callable[[Bench], str]] = {
     "one node": lambda bench: undisturbed(bench, 1),
     "a worker killed": lambda bench: killed_worker(bench, 1),
     "the lead worker killed": lambda bench: killed_worker(bench, 0),
+    "a worker stopped": stopped_worker,
     "the API restarted and killed": restarted_api,
     "Redis killed": killed_redis,
     "a worker cut off, two nodes": lambda bench: cut_worker(bench, 2),
     "a worker cut off, one node": lambda bench: cut_worker(bench, 1),
+    "four nodes, after all that": as_good_as_new,
 }
-"""In order; the disturbed ones compare with the undisturbed ones before them."""
-
-__all__ = ["SCENARIOS", "WORKERS", "Bench"]
+"""In order."""
+UNDISTURBED = ("two nodes", "four nodes", "one node")
+"""What the others compare with."""
