@@ -28,7 +28,8 @@ from api.first_keys import first_keys
 from api.known_keys import KnownKeys
 from api.limits import Limits
 from api.metrics import MeasureRequests, Metrics
-from api.problems import Problem, add_problem_handlers, document_everywhere
+from api.problem_docs import document_everywhere
+from api.problems import Problem, add_problem_handlers
 from api.state import State
 from service.changes import Changes
 from service.keys import Keys

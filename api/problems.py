@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import structlog
@@ -237,41 +237,3 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _internal_error)
-
-
-def documents(*errors: type[MillionwayError] | Kind) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI entries of the problems that a route itself can answer with, beside a wrong request and an absent store."""
-    return {int(status): entry for status, entry in _entries([*map(_kind, errors), KINDS[StoreUnavailable], INVALID_REQUEST]).items()}
-
-
-def document_everywhere(paths: dict[str, dict[str, Any]], open_paths: frozenset[str]) -> None:
-    """Adds to each operation of an OpenAPI document what comes from before its route: key, role, limits, and our own failure."""
-    for path, operations in paths.items():
-        for operation in operations.values():
-            kinds = [INTERNAL_ERROR, URI_TOO_LONG, HEADERS_TOO_LARGE, KINDS[RateLimited]]
-            if path not in open_paths:
-                kinds += [KINDS[Unauthenticated], KINDS[Forbidden], KINDS[StoreUnavailable]]
-            if "requestBody" in operation:
-                kinds += [BODY_TOO_LARGE, BODY_TOO_SLOW, INVALID_REQUEST]
-            answers = operation["responses"]
-            kinds += [KIND_OF_CODE[code] for answer in answers.values() for code in answer.get("x-codes", ())]
-            answers |= _entries(kinds)
-
-
-def _kind(error: type[MillionwayError] | Kind) -> Kind:
-    return error if isinstance(error, Kind) else KINDS[error]
-
-
-def _entries(kinds: Iterable[Kind]) -> dict[str, dict[str, Any]]:
-    by_status: dict[str, dict[str, Kind]] = {}
-    for kind in sorted(kinds):
-        by_status.setdefault(str(kind.status), {})[kind.code] = kind
-    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {
-        status: {
-            "description": "; ".join(f"{kind.title} (`{kind.code}`)" for kind in found.values()),
-            "content": content,
-            "x-codes": list(found),
-        }
-        for status, found in by_status.items()
-    }

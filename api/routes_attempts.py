@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from api.auth import WorkerDep
-from api.problems import documents
+from api.problem_docs import documents
 from api.state import LogsDep, StoreDep
 from service.errors import AttemptLost, DiskFull, EventGap, Forbidden, LogGap, RunNotFound, Unauthenticated
 from service.event_effects import read_event

@@ -12,7 +12,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import Field
 
 from api.auth import OwnRun
-from api.problems import documents
+from api.problem_docs import documents
 from api.queries import refuse_unknown_query
 from api.state import ChangesDep, StoreDep
 from service.changes import Changes, wait_for

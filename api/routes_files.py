@@ -13,7 +13,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 
 from api.auth import OwnRun
-from api.problems import RANGE_NOT_SATISFIABLE, documents
+from api.problem_docs import documents
+from api.problems import RANGE_NOT_SATISFIABLE
 from api.queries import refuse_unknown_query
 from api.routes_events import Step
 from api.state import SettingsDep, StoreDep

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from api.problems import documents
+from api.problem_docs import documents
 from api.state import MetricsDep, SchedulerDep, StoreDep
 
 router = APIRouter(tags=["health"])

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 
 from api.auth import OwnRun
-from api.problems import documents
+from api.problem_docs import documents
 from api.queries import refuse_unknown_query
 from api.state import LogsDep, StoreDep
 from service.errors import Forbidden, RunNotFound, StoreUnavailable, Unauthenticated

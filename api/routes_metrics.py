@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from api.auth import OwnRun
-from api.problems import documents
+from api.problem_docs import documents
 from api.queries import refuse_unknown_query
 from api.state import StoreDep
 from service.errors import Forbidden, RunNotFound, Unauthenticated

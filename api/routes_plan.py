@@ -8,7 +8,8 @@ from pathlib import Path
 from fastapi import APIRouter, Depends, Request
 
 from api.auth import UserDep
-from api.problems import BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, documents
+from api.problem_docs import documents
+from api.problems import BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE
 from api.queries import refuse_unknown_query
 from api.routes_runs import SPEC_BODY, admitted
 from api.state import SchedulerDep, SettingsDep, StoreDep

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from api.auth import OwnRun, UserDep
 from api.bodies import read_body
-from api.problems import BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, documents
+from api.problem_docs import documents
+from api.problems import BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE
 from api.queries import refuse_unknown_query
 from api.state import ChangesDep, SchedulerDep, SettingsDep, StoreDep
 from api.waits import with_wait

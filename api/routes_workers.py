@@ -9,7 +9,7 @@ import structlog
 from fastapi import APIRouter, Path
 
 from api.auth import AdminDep, UserDep, WorkerDep
-from api.problems import documents
+from api.problem_docs import documents
 from api.state import ChangesDep, StoreDep
 from service.changes import wait_for
 from service.errors import Forbidden, Unauthenticated, WorkerNameTaken, WorkerNotFound, WorkerReplaced
