@@ -64,12 +64,13 @@ class _Pass:
         for run in self.cluster.live:
             if run.stopped_for is not None:
                 victims.setdefault(run.stopped_for, set()).update(id for id in run.slots if id in self.pool.nodes)
-        awaiting = [queued for queued in self.cluster.queued if queued.run_id in victims]
+        awaiting = [queued for queued in self.cluster.queued if victims.get(queued.run_id)]
         for queued in sorted(awaiting, key=lambda run: (-effective_priority(run, self.cluster.now, self.policy), run.sequence)):
             self.awaited.add(queued.run_id)
             clearing = self.preemption.clear(queued, -math.inf, preferred=frozenset(victims[queued.run_id]))
             if clearing is None:
-                self._keep(queued, victims[queued.run_id] - self.pool.zone.keys())
+                if nodes := victims[queued.run_id] - self.pool.zone.keys():
+                    self._keep(queued, nodes)
                 continue
             # Not a shape that is less than what the others stop for.
             shapes = queued.shapes[: queued.shapes.index(clearing.fit.shape) + 1]

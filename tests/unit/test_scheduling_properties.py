@@ -131,6 +131,7 @@ def test_no_node_is_kept_for_two_runs_nor_given_to_one_that_would_delay_it(clust
     decisions = decide(cluster)
     kept = Counter(id for reservation in decisions.reservations for id in reservation.nodes)
     assert all(times == 1 for times in kept.values())
+    assert all(reservation.nodes for reservation in decisions.reservations)
     assert not {reservation.run_id for reservation in decisions.reservations} & {place.run_id for place in decisions.places}
 
 

@@ -156,6 +156,13 @@ def test_a_run_that_finds_room_before_its_victim_is_gone_starts_once() -> None:
     assert [(place.run_id, list(place.slots)) for place in decisions.places] == [("r1", ["b"])]
 
 
+def test_a_victim_on_a_node_that_takes_nothing_more_is_not_waited_for() -> None:
+    """The node was drained meanwhile: the run looks elsewhere."""
+    running = [live("x", ["a"], is_stopping=True, stopped_for="r1"), live("y", ["b"])]
+    decisions = decide(cluster([node("a", drain="finish"), node("b")], [queued("r1", (1, 8), priority=3)], running))
+    assert stopped(decisions) == {"y": "r1"}
+
+
 def test_an_elastic_run_waits_for_the_shape_that_others_stop_for() -> None:
     """One node is free already; it does not start on that one while the other is being cleared for it."""
     running = [live("x", ["a"], is_stopping=True, stopped_for="r1")]
