@@ -101,7 +101,7 @@ def test_when_one_rank_cannot_write_all_ranks_say_so(tmp_path: Path) -> None:
 
 @pytest.mark.distributed
 def test_a_checkpoint_reads_without_us(tmp_path: Path) -> None:
-    """numpy and safetensors are enough for the rows: shards in the order of their names."""
+    """numpy and safetensors are enough for the rows: shards in the order of their names. Other users may read them, as the API does."""
     import numpy as np
     from safetensors.numpy import load_file
 
@@ -109,6 +109,7 @@ def test_a_checkpoint_reads_without_us(tmp_path: Path) -> None:
     (path,) = (tmp_path / "checkpoints").iterdir()
     rows = np.concatenate([load_file(shard)["rows"] for shard in sorted(path.glob("shard-*"))])
     assert (rows == np.concatenate([result["rows"].numpy() for result in ranks])).all()
+    assert {oct(file.stat().st_mode)[-3:] for file in path.glob("*.safetensors")} == {"644"}
 
 
 class PassedLate(Fence):
