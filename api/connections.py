@@ -22,11 +22,12 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # one of u
         self._waiting = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def data_received(self, data: bytes) -> None:
+        is_body = self.cycle is not None and self.cycle.more_body  # what was refused before it was read: it has the time, but is no head
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:  # a request is being answered
             self._stop_waiting()
             return
-        self._head_bytes += len(data)
+        self._head_bytes += 0 if is_body else len(data)
         if self._head_bytes > HEAD_BYTES:
             self.transport.close()
         elif self._waiting is None:

@@ -219,6 +219,13 @@ def test_a_head_without_end_is_cut(api_url: str) -> None:
     assert sent < 16 << 20
 
 
+def test_a_refused_body_does_not_end_the_connection(stranger: httpx.Client) -> None:
+    """Of a body that nobody reads the rest is dropped, and the next request comes over the same connection."""
+    for _ in range(20):
+        assert stranger.post("/runs", content=b"x" * (2 << 20)).status_code == 401
+        assert stranger.get("/healthz").status_code == 200
+
+
 def test_what_follows_a_slow_answer_is_not_cut(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time is the head's and the body's: a request may wait for news for longer."""
     monkeypatch.setattr(bodies, "BODY_SECONDS", 0.2)
