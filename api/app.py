@@ -17,6 +17,7 @@ from api import (
     routes_health,
     routes_logs,
     routes_metrics,
+    routes_page,
     routes_plan,
     routes_runs,
     routes_workers,
@@ -86,6 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
         routes_workers,
         routes_attempts,
         routes_health,
+        routes_page,
     ):
         app.include_router(routes.router)
     app.add_middleware(LimitBodies)

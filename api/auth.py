@@ -17,12 +17,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.known_keys import KnownKeys
 from api.limits import Limits
 from api.problems import HEADERS_TOO_LARGE, URI_TOO_LONG, error_response, problem_response
+from api.routes_page import FILES
 from api.state import StoreDep
 from service.errors import Forbidden, MillionwayError, RunNotFound, Unauthenticated
 from service.keys import sha256
 from service.runs import Key, Role, Run
 
-OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"})
+OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", *FILES})
 """No key needed: nothing there is about a run or its owner."""
 MAX_URI_BYTES = 4 << 10
 MAX_HEADER_BYTES = 16 << 10

@@ -13,6 +13,7 @@ import api
 from api import known_keys
 from api.app import create_app
 from api.auth import OPEN
+from api.routes_page import FILES
 from service.keys import Keys, new_secret
 from service.redis_call import connect
 from service.runs import Role
@@ -41,11 +42,11 @@ def roles(method: str, path: str) -> set[Role]:
 GUARDED = [(method, path) for method, path in routes() if path not in OPEN]
 
 
-def test_only_health_metrics_and_the_document_are_open(stranger: httpx.Client) -> None:
+def test_only_health_metrics_the_document_and_the_page_are_open(stranger: httpx.Client) -> None:
     """They say nothing of a run or its owner."""
     documented = create_app(Settings()).openapi()["paths"]
     assert {path for _, path in routes()} == documented.keys()
-    assert documented.keys() & OPEN == {"/healthz", "/readyz", "/metrics"}
+    assert documented.keys() & OPEN == {"/healthz", "/readyz", "/metrics", *FILES}
     for path in sorted(OPEN):
         assert stranger.get(path).status_code == 200, path
 
