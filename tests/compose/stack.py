@@ -17,6 +17,7 @@ import httpx
 REPOSITORY = Path(__file__).parents[2]
 DOCKER = shutil.which("docker") or "docker"
 FILES = ("compose.yaml", "tests/compose/compose.yaml")
+ENV_FILE = "tests/compose/env"
 PROJECT = "millionway-test"
 WORKERS = ("w1", "w2", "w3", "w4")
 SLOTS = 2
@@ -47,14 +48,14 @@ def compose_command() -> list[str]:
 class Stack:
     def __init__(self, compose: list[str], data: Path | None) -> None:
         """`data`: a folder on this machine that the workers see as /data. None: a volume."""
-        self._compose = [*compose, *(part for file in FILES for part in ("-f", file))]
+        # Nothing of a deployment of one's own on this machine: neither its .env nor its variables.
+        self._compose = [*compose, "--env-file", ENV_FILE, *(part for file in FILES for part in ("-f", file))]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             listen = f"127.0.0.1:{probe.getsockname()[1]}"
         self._environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not name.startswith(("COMPOSE_", "MILLIONWAY_"))},
             "COMPOSE_PROJECT_NAME": PROJECT,
-            "MILLIONWAY_TAG": "test",
             "MILLIONWAY_LISTEN": listen,
             "MILLIONWAY_LEASE_SECONDS": str(LEASE_SECONDS),
             "MILLIONWAY_SLOTS": str(SLOTS),
