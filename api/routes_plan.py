@@ -80,4 +80,4 @@ def _num_images(spec: RunSpec, shared_files: bool) -> int | None:
     if not shared_files:
         return limit
     found, is_all = count_images(Path(spec.data.path), limit or MAX_COUNTED)
-    return found if is_all or found == limit else limit
+    return found if is_all else limit

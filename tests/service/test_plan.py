@@ -10,6 +10,7 @@ import httpx
 import pytest
 import yaml
 
+from service import admission
 from service.protocol import Plan
 from service.settings import Settings
 from service.sizing import memory_per_rank, training_seconds
@@ -143,3 +144,11 @@ def test_images_are_counted_where_they_are_to_be_seen(seeing: Reading, tmp_path:
     noise_folder(tmp_path / "images", 140)
     data = {"path": str(tmp_path / "images")} | ({"limit": limit} if limit else {})
     assert planned(seeing, data=data).num_images == counted
+
+
+def test_a_count_that_takes_too_long_is_not_known(seeing: Reading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of it would give a memory and a duration that are too small; the limit stands where there is one."""
+    noise_folder(tmp_path / "images", 140)
+    monkeypatch.setattr(admission, "SCAN_SECONDS", -1.0)
+    data = {"path": str(tmp_path / "images")}
+    assert [planned(seeing, data=data | more).num_images for more in ({}, {"limit": 130})] == [None, 130]
