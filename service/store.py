@@ -59,7 +59,7 @@ class Store:
         digest = hashlib.sha256(f"{fields['spec']} {fields.get('parent')}".encode()).hexdigest()
         pin = parent.model_dump() if parent else None
         for last_try in (False, False, True):
-            fields["id"] = "".join(secrets.choice(RUN_ID_ALPHABET) for _ in range(10))
+            fields["id"] = self.new_run_id()
             try:
                 reply = await self._call("submit", fields=fields, key=key, digest=digest, max_queued=self.max_queued, pin=pin)
                 break
@@ -67,6 +67,9 @@ class Store:
                 if last_try:
                     raise
         return run_record(reply["run"])
+
+    def new_run_id(self) -> str:
+        return "".join(secrets.choice(RUN_ID_ALPHABET) for _ in range(10))
 
     async def get(self, run_id: str) -> Run:
         return run_record((await self._call("get", run_id=run_id))["runs"][0])

@@ -13,6 +13,12 @@ local function node_of(attempt, worker)
   end
 end
 
+-- The worker has no process of the attempt any more, and did not say how they ended.
+local function let_go(worker_id, owner, node)
+  free_slots(worker_id, owner)
+  redis.call("HSET", KEY.attempt(split(owner)), "state:" .. node, "gone")
+end
+
 local function offer(run, attempt, node, member)
   local members = cjson.decode(attempt.members)
   return {
@@ -53,14 +59,9 @@ local function replace(worker, a)
   for owner in pairs(owned_slots(worker)) do
     local id, number = split(owner)
     local run = hash(KEY.run(id))
-    local attempt = hash(KEY.attempt(id, number))
-    local node = node_of(attempt, a.worker)
-    if not is_held(run, number) then
-      free_slots(a.worker, owner) -- a worker that starts kills what its predecessor left before it polls
-    elseif attempt["state:" .. node] == "held" then
-      free_slots(a.worker, owner)
-      lose(run, "lost", string.format("worker %s was started anew", a.worker))
-    end
+    let_go(a.worker, owner, node_of(hash(KEY.attempt(id, number)), a.worker)) -- it has killed what its predecessor left
+    -- Also what the predecessor had not taken yet: a late report of its must not end what the successor executes.
+    if is_held(run, number) then lose(run, "lost", string.format("worker %s was started anew", a.worker)) end
   end
   redis.call("HSET", KEY.worker(a.worker), "former", ((worker.former or "") .. " " .. worker.incarnation):sub(-170))
 end
@@ -90,13 +91,11 @@ function OPERATIONS.poll(a)
     local node, member = node_of(attempt, a.worker)
     local mine = held[owner]
     if not is_held(run, number) then
-      if not mine then
-        free_slots(a.worker, owner)
-      end
+      if not mine then let_go(a.worker, owner, node) end
     elseif mine then
       accept(run, attempt, node, mine)
-    elseif attempt["state:" .. node] == "held" then
-      free_slots(a.worker, owner)
+    elseif attempt["state:" .. node] then
+      let_go(a.worker, owner, node)
       lose(run, "lost", string.format("worker %s has no process of it any more", a.worker), a.worker)
     elseif a.leaving then
       end_attempt(run, "released", string.format("worker %s stops and does not take it", a.worker) .. resumption(run))

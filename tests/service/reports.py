@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from service.event_effects import read_event
-from service.protocol import Held, Poll, PollReply
+from service.protocol import Held, Offer, Poll, PollReply
 from service.runs import Run
 from service.scheduling.model import Place
 from service.store import Store
@@ -37,9 +37,12 @@ class Node:
         """With `take` it starts what it is offered, and will say so with its next poll."""
         reply = await self.store.poll(self.name, self.message(**fields))
         for offer in reply.offers if take else ():
-            port = 29500 if offer.node_rank == 0 else offer.master_port
-            self.held[offer.run_id, offer.attempt] = Held(run_id=offer.run_id, attempt=offer.attempt, master_port=port)
+            self.take(offer)
         return reply
+
+    def take(self, offer: Offer) -> None:
+        port = 29500 if offer.node_rank == 0 else offer.master_port
+        self.held[offer.run_id, offer.attempt] = Held(run_id=offer.run_id, attempt=offer.attempt, master_port=port)
 
     async def told(self, run: Run) -> str:
         """What it is to do with the run's attempt that it holds."""

@@ -291,14 +291,18 @@ async def test_a_worker_that_is_started_anew_has_lost_what_it_held(store: Store)
     assert await start(store, run, node) == 2
 
 
-async def test_what_a_worker_had_not_taken_is_offered_to_its_successor(store: Store) -> None:
-    """Nothing was lost, so nothing is counted."""
+async def test_an_attempt_is_not_handed_on_to_a_workers_successor(store: Store) -> None:
+    """Also where the predecessor had not said that it took it: its report may still be on its way, and ends its own attempt only."""
     run = await store.submit(spec(), "alice")
     node = Node(store)
     await node.poll()
     await place(store, run, node)
+    await node.poll()
     node.restart()
-    assert [offer.attempt for offer in (await node.poll()).offers] == [1]
+    assert (await node.poll()).offers == []
+    assert await start(store, run, node) == 2
+    await store.exit(run.id, 1, report("faulty", "of the predecessor"))
+    assert await node.told(run) == "continue"
 
 
 async def test_a_former_process_of_a_worker_is_told_so(store: Store) -> None:

@@ -20,7 +20,7 @@ from service.runs import Parent, WorkerState
 from service.scheduling.decide import decide
 from service.store import Store
 from tests.service.documents import checkpointed, report, spec, started
-from tests.service.reports import Node, place, send, silence, start
+from tests.service.reports import Node, end_leases, place, send, silence, start
 
 pytestmark = pytest.mark.anyio
 
@@ -106,7 +106,7 @@ async def test_only_one_of_many_concurrent_runs_gets_a_slot(store: Store) -> Non
     assert [(await store.get(run.id)).attempt for run in runs] == [int(was_placed) for was_placed in placed]
 
 
-@pytest.mark.parametrize("why", ["busy", "silent", "unknown", "drained", "leaving", "too small"])
+@pytest.mark.parametrize("why", ["busy", "silent", "too late", "unknown", "drained", "leaving", "too small"])
 async def test_a_gang_is_placed_whole_or_not_at_all(store: Store, why: str) -> None:
     """One node of two that cannot take its part, and no slot of the other is owned."""
     run = await store.submit(spec(nodes=2), "alice")
@@ -118,6 +118,8 @@ async def test_a_gang_is_placed_whole_or_not_at_all(store: Store, why: str) -> N
         await place(store, await store.submit(spec(ranks_per_node=1), "bob"), second, slots=(1,))
     elif why == "silent":
         await silence(store, "w2")
+    elif why == "too late":  # its lease is over, and nobody has looked yet
+        await end_leases(store, "w2")
     elif why == "drained":
         await store.drain("w2", "finish")
     assert not await place(store, run, first, second)

@@ -1,164 +1,158 @@
-"""The store against a small model of itself, over random sequences of what can happen."""
+"""The store against a model of itself, over random sequences of what can happen, and its indices against its records."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import json
 
-import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import invariant, run_state_machine_as_test
 
-from service.errors import AttemptLost, TransitionRefused
-from service.event_effects import read_event
-from service.lifecycle import LIVE, TRANSITIONS, Event, Status
-from service.protocol import ClaimRequest
-from service.store import Store
-from tests.conftest import emptied
-from tests.service.documents import report, spec, started
-from tests.service.reports import end_leases
+from service.lifecycle import LIVE, TERMINAL, Status
+from tests.service.store_machine import AGO, OWNERS, WORKERS, StoreMachine
+from tests.service.store_model import Attempt, Owner, Run
 
-MAX_ATTEMPTS = 2
-OUTCOMES = ["finished", "faulty", "crashed", "released", "stopped"]
-INDEX = st.integers(0, 9)
+UNVERSIONED = {"version", "updated_at"}
 
 
-class ModelRun:
-    def __init__(self, run_id: str, ranks: int) -> None:
-        self.id, self.ranks, self.worker = run_id, ranks, ""
-        self.status, self.attempt, self.failures = Status.QUEUED, 0, 0
-        self.heard, self.unheard = 0, 0
+class CheckedMachine(StoreMachine):
+    @invariant()
+    def everything_is_right(self) -> None:
+        if hasattr(self, "model"):
+            self.read()
+            self.every_run_is_where_the_model_has_it()
+            self.every_attempt_is_as_the_model_has_it()
+            self.slots_are_owned_by_who_may_run_there()
+            self.processes_never_share_a_slot()
+            self.the_indices_agree_with_the_records()
+            self.each_attempt_is_charged_once()
 
-    def happens(self, event: Event) -> bool:
-        """Whether the table allows it; the change, if so."""
-        if event in (Event.CRASHED, Event.LEASE_EXPIRED) and self.status in LIVE:
-            self.failures += 1
-            if self.failures >= MAX_ATTEMPTS:
-                event = Event.EXHAUSTED
-        after = TRANSITIONS.get((self.status, event))
-        self.status = after or self.status
-        return after is not None
+    def read(self) -> None:
+        """All that is in Redis, at once."""
+        runs = self.model.runs.values()
+        attempts = [(run.id, number) for run in runs for number in range(len(run.attempts), 0, -1)[:2]]
+        sets = ["runs", "unheld", "leases", *(f"status:{status}" for status in Status), *(f"queue:{owner}" for owner in OWNERS)]
+        hashes = [*(f"run:{run.id}" for run in runs), *(f"attempt:{id}:{number}" for id, number in attempts)]
+        hashes += [*(f"worker:{name}" for name in WORKERS), "outcomes", "usage"]
+        with self.redis.pipeline(transaction=False) as pipeline:
+            for key in sets:
+                pipeline.zrange(f"millionway:{key}", 0, -1)
+            for key in hashes:
+                pipeline.hgetall(f"millionway:{key}")
+            pipeline.smembers("millionway:owners")
+            *found, self.owners = pipeline.execute()
+        self.sets: dict[str, list[str]] = dict(zip(sets, found[: len(sets)], strict=True))
+        self.hashes: dict[str, dict[str, str]] = dict(zip(hashes, found[len(sets) :], strict=True))
+        self.owned: dict[str, dict[int, Owner]] = {}
+        for name in WORKERS:
+            slots = {int(field[5:]): owner.split("/") for field, owner in self.hashes[f"worker:{name}"].items() if field[:5] == "slot:"}
+            self.owned[name] = {slot: (run_id, int(number)) for slot, (run_id, number) in slots.items()}
+
+    def every_run_is_where_the_model_has_it(self) -> None:
+        for run in self.model.runs.values():
+            record = self.hashes[f"run:{run.id}"]
+            found = {
+                "status": record["status"],
+                "attempt": int(record["attempt"]),
+                "priority": int(record["priority"]),
+                "infrastructure": int(record["failed_infrastructure"]),
+                "crashes": int(record["failed_crashes"]),
+                "termination": record.get("termination_reason"),
+                "is_killed": record.get("kill") == "1",
+                "last_seq": int(record["last_seq"]),
+                "checkpoint_step": int(record.get("checkpoint_step", -1)),
+                "preemptions": int(record["preemptions"]),
+                "avoid": set(json.loads(record.get("avoid", "{}"))),
+            }
+            assert found == {
+                "status": run.status,
+                "attempt": len(run.attempts),
+                "priority": run.priority,
+                "infrastructure": run.failed["infrastructure"],
+                "crashes": run.failed["crashes"],
+                "termination": run.termination,
+                "is_killed": run.is_killed,
+                "last_seq": run.last_seq,
+                "checkpoint_step": run.checkpoint_step,
+                "preemptions": run.preemptions,
+                "avoid": run.avoid,
+            }
+            self.check_version(run, record)
+            if run.status in TERMINAL:
+                assert record["reason"]
+                assert record["finished_at"]
+
+    def check_version(self, run: Run, record: dict[str, str]) -> None:
+        """It grows with each change, and only then; an end is never left."""
+        before = self.seen.get(run.id, {"version": "0", "status": "queued"})
+        is_changed = {name: text for name, text in record.items() if name not in UNVERSIONED} != {
+            name: text for name, text in before.items() if name not in UNVERSIONED
+        }
+        assert (int(record["version"]) > int(before["version"])) == is_changed
+        assert before["status"] not in TERMINAL or record["status"] == before["status"]
+        self.seen[run.id] = record
+
+    def every_attempt_is_as_the_model_has_it(self) -> None:
+        for key in self.hashes:
+            if not key.startswith("attempt:"):
+                continue
+            record, (_, run_id, number) = self.hashes[key], key.split(":")
+            attempt = self.attempt(run_id, int(number))
+            assert [(member["worker"], tuple(member["slots"])) for member in json.loads(record["members"])] == [
+                (name, part.slots) for name, part in attempt.parts.items()
+            ]
+            states = [(record.get(f"state:{node}"), f"exit:{node}" in record) for node in range(len(attempt.parts))]
+            assert states == [(part.state, part.has_reported) for part in attempt.parts.values()]
+            assert (record.get("outcome"), "master_port" in record) == (attempt.outcome, attempt.has_port)
+
+    def slots_are_owned_by_who_may_run_there(self) -> None:
+        """By a live attempt, or by one whose worker has not said that its processes are gone."""
+        assert self.owned == {name: worker.owned for name, worker in self.model.workers.items()}
+        for name, slots in self.owned.items():
+            for slot, (run_id, number) in slots.items():
+                part = self.attempt(run_id, number).parts[name]
+                assert slot in part.slots
+                assert part.state in ((None, "held") if self.model.runs[run_id].is_held(number) else (None, "held", "gone"))
+                assert not part.has_reported
+        for run in self.model.runs.values():
+            if run.status in LIVE:  # somebody is watched who will end it, or fall silent
+                lead = run.attempts[-1].lead
+                assert (run.id, len(run.attempts)) in self.owned[lead].values()
+                assert lead in self.sets["leases"]
+
+    def processes_never_share_a_slot(self) -> None:
+        """Nor does one run on a slot that the store takes for free, or for another's."""
+        for name, node in self.nodes.items():
+            running = node.running()
+            slots = [slot for of in running.values() for slot in of]
+            assert len(slots) == len(set(slots))
+            for owner, of in running.items():
+                assert all(self.owned[name].get(slot) == owner for slot in of), (owner, self.owned[name])
+
+    def the_indices_agree_with_the_records(self) -> None:
+        runs, workers = self.model.runs.values(), self.model.workers.items()
+        for status in Status:
+            expected = [run.id for run in runs if run.status == status]
+            assert self.sets[f"status:{status}"] == expected
+        for owner in OWNERS:
+            assert self.sets[f"queue:{owner}"] == self.model.queue(owner)
+        assert self.owners == {run.owner for run in runs if run.status == Status.QUEUED}
+        assert self.sets["runs"] == [run.id for run in runs]
+        assert set(self.sets["unheld"]) == {f"{id}/{number}" for id, number in self.model.unheld()}
+        assert set(self.sets["leases"]) == {name for name, worker in workers if worker.has_lease}
+        assert self.hashes["outcomes"] == {event: str(times) for event, times in self.model.outcomes.items()}
+
+    def each_attempt_is_charged_once(self) -> None:
+        for owner, text in self.hashes["usage"].items():
+            assert abs(float(text.split()[0]) / AGO - self.model.charged[owner]) < 0.5
+        assert set(self.hashes["usage"]) == set(self.model.charged)
+
+    def attempt(self, run_id: str, number: int) -> Attempt:
+        return self.model.runs[run_id].attempts[number - 1]
 
 
-def store_machine(url: str) -> type[RuleBasedStateMachine]:
-    class StoreMachine(RuleBasedStateMachine):
-        @initialize()
-        def connect(self) -> None:
-            self.runner = asyncio.Runner()
-            self.exits = contextlib.AsyncExitStack()
-            self.store: Store = self.call(self.exits.enter_async_context(Store.connect(url, lease_seconds=600)))
-            emptied(url)
-            self.runs: list[ModelRun] = []
-
-        def call(self, awaitable):
-            async def within():
-                return await awaitable
-
-            return self.runner.run(within())
-
-        def teardown(self) -> None:
-            if hasattr(self, "runner"):
-                self.call(self.exits.aclose())
-                self.runner.close()
-
-        @rule(ranks=st.sampled_from([1, 2, 8]))
-        def submit(self, ranks: int) -> None:
-            run = self.call(self.store.submit(spec(ranks_per_node=ranks, max_attempts=MAX_ATTEMPTS)))
-            self.runs.append(ModelRun(run.id, ranks))
-
-        @rule(worker=st.sampled_from(["a", "b", "c"]), slots=st.sampled_from([1, 8]))
-        def claim(self, worker: str, slots: int) -> None:
-            for run in self.runs:
-                if run.worker == worker and run.status in LIVE:
-                    lost = run.status == Status.STARTING and run.heard != run.attempt and run.unheard < 3
-                    run.unheard += lost
-                    run.happens(Event.RELEASED if lost else Event.LEASE_EXPIRED)
-            expected = next((run for run in self.runs if run.status == Status.QUEUED and run.ranks <= slots), None)
-            claim = self.call(self.store.claim(worker, ClaimRequest(host="h", slots=slots, device="cpu")))
-            assert (claim and claim.run_id) == (expected and expected.id)
-            if expected:
-                expected.happens(Event.CLAIM)
-                expected.worker, expected.attempt = worker, expected.attempt + 1
-                assert claim.attempt == expected.attempt
-
-        @precondition(lambda self: self.runs)
-        @rule(index=INDEX, late=st.integers(0, 1), outcome=st.sampled_from(OUTCOMES))
-        def exit(self, index: int, late: int, outcome: str) -> None:
-            run = self.runs[index % len(self.runs)]
-            attempt = max(1, run.attempt - late)
-            held = attempt == run.attempt and run.status in LIVE
-            self.check(self.store.exit(run.id, attempt, report(outcome)), held, run, Event(outcome))
-
-        @precondition(lambda self: self.runs)
-        @rule(index=INDEX, late=st.integers(0, 1))
-        def start(self, index: int, late: int) -> None:
-            run = self.runs[index % len(self.runs)]
-            attempt = max(1, run.attempt - late)
-            held = attempt == run.attempt and run.status in LIVE
-            event = Event.STARTED if run.status == Status.STARTING else None
-            self.check(self.store.apply_events(run.id, attempt, [read_event(started())]), held, run, event)
-
-        @precondition(lambda self: self.runs)
-        @rule(index=INDEX)
-        def heartbeat(self, index: int) -> None:
-            run = self.runs[index % len(self.runs)]
-            held = run.attempt > 0 and run.status in LIVE
-            self.check(self.store.heartbeat(run.id, run.attempt), held, run, None)
-            run.heard = run.attempt if held else run.heard
-
-        @precondition(lambda self: self.runs)
-        @rule(index=INDEX)
-        def cancel(self, index: int) -> None:
-            run = self.runs[index % len(self.runs)]
-            again = run.status in (Status.CANCELLING, Status.CANCELLED)
-            self.check(self.store.cancel(run.id), True, run, None if again else Event.CANCEL)
-
-        @rule()
-        def silence(self) -> None:
-            """Every lease ends."""
-            self.call(end_leases(self.store))
-            self.call(self.store.expire_leases())
-            for run in self.runs:
-                if run.status in LIVE:
-                    run.happens(Event.LEASE_EXPIRED)
-
-        def check(self, awaitable, held: bool, run: ModelRun, event: Event | None) -> None:
-            """The store refuses exactly what the model refuses."""
-            if not held:
-                with pytest.raises(AttemptLost):
-                    self.call(awaitable)
-            elif event is None or run.happens(event):
-                self.call(awaitable)
-            else:
-                with pytest.raises(TransitionRefused):
-                    self.call(awaitable)
-
-        @invariant()
-        def the_store_is_where_the_model_is(self) -> None:
-            if not hasattr(self, "runs"):
-                return
-            found = self.call(self.store.list_runs()).runs
-            expected = [(run.id, run.status, run.attempt) for run in reversed(self.runs)]
-            assert [(run.id, run.status, run.attempt) for run in found] == expected
-            assert all(run.reason for run in found)
-
-        @invariant()
-        def each_index_and_each_worker_agrees(self) -> None:
-            if not hasattr(self, "runs"):
-                return
-            for status in Status:
-                found = [run.id for run in self.call(self.store.list_runs(status=status)).runs]
-                assert found == [run.id for run in reversed(self.runs) if run.status == status]
-            held = {worker.id: worker.run for worker in self.call(self.store.workers()) if worker.run}
-            assert held == {run.worker: run.id for run in self.runs if run.status in LIVE}
-
-    return StoreMachine
-
-
-def test_the_store_does_what_the_table_says_whatever_happens(redis_url: str) -> None:
-    """One claim per run, one run per worker, no stale report accepted, no end left, and every run has a reason."""
+def test_the_store_does_what_its_model_does_whatever_happens(redis_url: str) -> None:
+    """No slot owned twice, one live attempt per run, no stale report accepted, no end left, no run forgotten."""
     run_state_machine_as_test(
-        store_machine(redis_url),
-        settings=settings(max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), database=None),
+        type("Machine", (CheckedMachine,), {"url": redis_url}),
+        settings=settings(max_examples=50, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck), database=None),
     )
