@@ -48,7 +48,7 @@ async def plan_run(request: Request, store: StoreDep, settings: SettingsDep, sch
         sequence=max((waiting.sequence for waiting in cluster.queued), default=0) + 1,
         queued_at=cluster.now,
         shapes=tuple(resources.shapes(spec.optimizer.global_batch_size)),
-        device=resources.device,
+        device=spec.device,
         max_seconds=resources.max_hours * 3600 if resources.max_hours else None,
     )
     answer = await asyncio.to_thread(plan, queued, cluster, scheduler.policy)

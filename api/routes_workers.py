@@ -31,12 +31,14 @@ async def workers(store: StoreDep, key: UserDep) -> list[Worker]:
 @router.post("/workers/{worker}/poll", responses=documents(Unauthenticated, Forbidden, WorkerNameTaken, WorkerReplaced))
 async def poll(worker: WorkerName, poll: Poll, store: StoreDep, changes: ChangesDep, key: WorkerDep) -> PollReply:
     """Renews the worker's lease and says what it is to do; waits up to wait_seconds until that is something new."""
-    known = {(held.run_id, held.attempt): held.command for held in poll.held}
+    known = {(held.run_id, held.attempt): (held.command, sorted(held.pins)) for held in poll.held}
     deadline = time.monotonic() + min(poll.wait_seconds, store.lease_seconds / 2)
     with changes.watch(f"worker:{worker}") as changed:
         while True:
             reply = await store.poll(worker, poll)
-            is_news = reply.offers or any(known[told.run_id, told.attempt] != told.command for told in reply.instructions)
+            is_news = reply.offers or any(
+                known[told.run_id, told.attempt] != (told.command, sorted(told.pins)) for told in reply.instructions
+            )
             left = deadline - time.monotonic()
             if is_news or left <= 0 or not await wait_for(changed, left):
                 return reply

@@ -190,7 +190,8 @@ class Held(Message):
     master_port: int | None = Field(default=None, ge=1, le=65535)
     """Where the ranks are to meet; the lead's worker has found it free."""
     command: Command = "continue"
-    """The newest that the worker knows of; the poll returns at once where another holds."""
+    pins: list[int] = Field(default_factory=list)
+    """With `command` the newest that the worker knows of; the poll returns at once where others hold."""
 
 
 class Poll(Message):

@@ -116,6 +116,11 @@ class RunSpec(Section):
             )
         return self
 
+    @property
+    def device(self) -> Literal["auto", "cpu", "cuda"]:
+        """On which nodes the run can be: with fp16, which `auto` does not find on a CPU, on those with GPUs."""
+        return "cuda" if self.precision == "fp16" else self.resources.device
+
 
 def check_fits_dataset(spec: RunSpec, num_images: int) -> None:
     """Raise ValueError where the specification asks more of a dataset than its `num_images` give."""

@@ -166,11 +166,11 @@ local function resumption(run)
   return string.format("; attempt %d %s", run.attempt + 1, from)
 end
 
--- Slot-seconds of the owner, halved each day.
-local function charge(owner, slot_seconds)
+-- Slots of the owner for so long; slot-seconds are halved each day. The clock may have been set back meanwhile.
+local function charge(owner, num_slots, placed_at)
   local value, since = (redis.call("HGET", KEY.usage, owner) or "0 0"):match("^(%S+) (%S+)$")
-  local left = tonumber(value) * 2 ^ (-(NOW - tonumber(since)) / DAY)
-  redis.call("HSET", KEY.usage, owner, string.format("%.3f %.3f", left + slot_seconds, NOW))
+  local left = tonumber(value) * 2 ^ (-math.max(0, NOW - tonumber(since)) / DAY)
+  redis.call("HSET", KEY.usage, owner, string.format("%.3f %.3f", left + num_slots * math.max(0, NOW - placed_at), NOW))
 end
 
 -- The attempt that holds the run is over: its workers learn it with their next poll and kill what is left of it.
@@ -182,7 +182,7 @@ local function end_attempt(run, event, reason, changes)
     num_slots = num_slots + #member.slots
     publish("worker:" .. member.worker)
   end
-  charge(run.owner, num_slots * (NOW - attempt.placed_at))
+  charge(run.owner, num_slots, attempt.placed_at)
   write(key, { ended_at = seconds(NOW), outcome = event, reason = reason })
   redis.call("HINCRBY", KEY.outcomes, event, 1)
   redis.call("ZREM", KEY.unheld, run.id .. "/" .. run.attempt)

@@ -135,10 +135,10 @@ function OPERATIONS.throughput(a)
 end
 
 local WAITING = {
-  "id", "owner", "priority", "sequence", "queued_at", "shapes", "device", "max_seconds", "storage", "checkpoint_step", "avoid",
+  "id", "owner", "priority", "sequence", "queued_at", "shapes", "device", "max_seconds", "storage", "checkpoint_step", "parent", "avoid",
 }
 local HOLDING = {
-  "id", "owner", "priority", "started_at", "ends_at", "deadline", "status", "attempt", "stopped_for", "preemptions", "retries_preemptions",
+  "id", "owner", "priority", "ends_at", "deadline", "status", "attempt", "stopped_for", "preemptions", "retries_preemptions",
 }
 
 local function some(id, names)
@@ -161,7 +161,9 @@ function OPERATIONS.snapshot(a)
     for _, held in ipairs(worker.owned) do
       if not seen[held.run_id] then
         seen[held.run_id] = true
-        live[#live + 1] = some(held.run_id, HOLDING)
+        local run = some(held.run_id, HOLDING)
+        run.placed_at = redis.call("HGET", KEY.attempt(run.id, run.attempt), "placed_at")
+        live[#live + 1] = run
       end
       ending[held.run_id] = ending[held.run_id] or worker.lease > NOW
     end

@@ -23,7 +23,7 @@ def run_fields(spec: RunSpec) -> dict[str, Any]:
         "priority": spec.priority,
         "labels": json.dumps(spec.labels),
         "shapes": json.dumps(resources.shapes(spec.optimizer.global_batch_size)),
-        "device": resources.device,
+        "device": spec.device,
         "retries_infrastructure": spec.retries.infrastructure,
         "retries_crashes": spec.retries.crashes,
         "retries_preemptions": spec.retries.preemptions,
@@ -80,15 +80,17 @@ def event_record(entry: Mapping[str, Any]) -> RunEvent:
 def cluster_of(snapshot: Mapping[str, Any]) -> Cluster:
     """What the scheduler sees. Workers that are silent or leave are not there; the slots of attempts that end are still owned."""
     now = float(snapshot["now"])
+    newest = {run["id"]: int(run["attempt"]) for run in snapshot["live"]}
     slots: dict[str, dict[str, tuple[int, ...]]] = {}
     for worker in snapshot["workers"]:
         for held in worker["owned"]:
-            slots.setdefault(held["run_id"], {})[worker["id"]] = tuple(held["slots"])
+            if held["attempt"] == newest[held["run_id"]]:  # an older one's are not the run's: its worker may be silent for long
+                slots.setdefault(held["run_id"], {})[worker["id"]] = tuple(held["slots"])
     return Cluster(
         now=now,
         nodes=tuple(_node(worker) for worker in snapshot["workers"] if worker["lease"] > now and worker.get("leaving") != "1"),
         queued=tuple(_queued(run, now) for run in snapshot["queued"]),
-        live=tuple(_live(run, slots[run["id"]]) for run in snapshot["live"]),
+        live=tuple(_live(run, slots[run["id"]]) for run in snapshot["live"] if run["id"] in slots),
         usage={owner: _decayed(text, now) for owner, text in dict(snapshot["usage"]).items()},
     )
 
@@ -117,7 +119,7 @@ def _queued(run: Mapping[str, str], now: float) -> Queued:
         shapes=tuple((nodes, ranks) for nodes, ranks in json.loads(run["shapes"])),
         device=run["device"],
         max_seconds=_optional(run, "max_seconds"),
-        storage=run["storage"] if run.get("checkpoint_step") else None,
+        storage=run["storage"] if run.get("checkpoint_step") or run.get("parent") else None,
         avoid=frozenset(worker for worker, until in avoid.items() if until > now),
     )
 
@@ -129,7 +131,7 @@ def _live(run: Mapping[str, str], slots: Mapping[str, tuple[int, ...]]) -> Live:
         owner=run["owner"],
         priority=int(run["priority"]),
         slots=slots,
-        started_at=float(run["started_at"]),
+        started_at=float(run["placed_at"]),
         ends_at=min(ends, default=None),
         deadline=_optional(run, "deadline"),
         is_stopping=run["status"] not in ("starting", "running"),
@@ -144,4 +146,4 @@ def _optional(record: Mapping[str, str], name: str) -> float | None:
 
 def _decayed(text: str, now: float) -> float:
     value, since = map(float, text.split())
-    return float(value * 0.5 ** ((now - since) / DAY))
+    return float(value * 0.5 ** (max(0.0, now - since) / DAY))

@@ -7,6 +7,14 @@ local function checkpoint(run, step)
   refuse({ error = "checkpoint_not_found", run_id = run.id, step = step })
 end
 
+-- The workers write it where the job looks before it removes a checkpoint.
+local function pin(run, step, pinned)
+  redis.call(pinned and "SADD" or "SREM", KEY.pins(run.id), step)
+  redis.call("HINCRBY", KEY.run(run.id), "version", 1)
+  for _, worker in ipairs(cjson.decode(run.workers or "[]")) do publish("worker:" .. worker) end
+  publish(run.id)
+end
+
 function OPERATIONS.submit(a)
   local run = a.fields
   if a.key then
@@ -21,8 +29,10 @@ function OPERATIONS.submit(a)
   if queued >= a.max_queued then refuse({ error = "queue_full", owner = run.owner, queued = queued, limit = a.max_queued }) end
   if redis.call("EXISTS", KEY.run(run.id)) == 1 then refuse({ error = "run_id_taken", run_id = run.id }) end
   if a.pin then -- the checkpoint that the run is forked from must still be there when it starts
-    checkpoint(find(a.pin.run_id), a.pin.step)
-    redis.call("SADD", KEY.pins(a.pin.run_id), a.pin.step)
+    local parent = find(a.pin.run_id)
+    checkpoint(parent, a.pin.step)
+    run.storage = parent.storage
+    pin(parent, a.pin.step, true)
   end
   if a.key then
     redis.call("SET", KEY.idempotency(run.owner, a.key), cjson.encode({ run_id = run.id, digest = a.digest }), "EX", DAY)
@@ -126,9 +136,6 @@ end
 function OPERATIONS.pin(a)
   local run = find(a.run_id)
   local found = checkpoint(run, a.step)
-  redis.call(a.pinned and "SADD" or "SREM", KEY.pins(run.id), a.step)
-  redis.call("HINCRBY", KEY.run(run.id), "version", 1)
-  for _, worker in ipairs(cjson.decode(run.workers or "[]")) do publish("worker:" .. worker) end
-  publish(run.id)
+  pin(run, a.step, a.pinned)
   return { checkpoint = found }
 end

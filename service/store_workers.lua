@@ -152,11 +152,11 @@ end
 
 -- Workers that were not heard of, and gangs that not all workers took. A hundred a call, so that no call is long; the next follows
 -- within a second. Workers renew only through the control plane: when nobody looked for half a lease, it was away, and every lease
--- first gets a full period.
+-- first gets a full period. So too when the clock was set back: what was noted before would end too late.
 function OPERATIONS.expire(a)
   local watched = tonumber(redis.call("GET", KEY.watched))
   redis.call("SET", KEY.watched, seconds(NOW))
-  if not watched or NOW - watched > a.lease_seconds / 2 then
+  if not watched or math.abs(NOW - watched) > a.lease_seconds / 2 then
     for _, id in ipairs(redis.call("ZRANGE", KEY.leases, 0, -1)) do redis.call("ZADD", KEY.leases, NOW + a.lease_seconds, id) end
     for _, owner in ipairs(redis.call("ZRANGE", KEY.unheld, 0, -1)) do redis.call("ZADD", KEY.unheld, NOW, owner) end
     return { lost = list({}), workers = list({}) }

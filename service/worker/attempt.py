@@ -76,17 +76,18 @@ class Attempt(threading.Thread):
         self._link = Link(client, offer.run_id, offer.attempt, shipper)
         self._told: Command = "continue"
         self._collects_stacks = self._is_leaving = self._is_abandoned = False
-        self._pins = offer.pins
+        self._written_pins: list[int] | None = None
         self._news = threading.Event()
-        self.held = Held(run_id=offer.run_id, attempt=offer.attempt, master_port=master_port if offer.node_rank == 0 else None)
+        self.held = Held(
+            run_id=offer.run_id, attempt=offer.attempt, master_port=master_port if offer.node_rank == 0 else None, pins=offer.pins
+        )
 
     def tell(self, instruction: Instruction) -> None:
         """What the API wants done with it. A command may only become more severe."""
         if _SEVERITY[instruction.command] > _SEVERITY[self._told]:
             self._collects_stacks = instruction.collect_stacks
             self._told = instruction.command
-            self.held = self.held.model_copy(update={"command": instruction.command})
-        self._pins = instruction.pins
+        self.held = self.held.model_copy(update={"command": self._told, "pins": instruction.pins})
         self._news.set()
 
     def leave(self) -> None:
@@ -121,7 +122,10 @@ class Attempt(threading.Thread):
             return self._report_lost(f"no TCP port is free for the ranks to meet, of {ports} (--ports)")
         storage.check_storage(settings.runs_dir, self._storage_id)
         newest = storage.raise_fence(self._run_dir, offer.attempt)
-        return self._report_lost(f"attempt {newest} of the run has begun already") if newest > offer.attempt else None
+        if newest == offer.attempt:
+            return None
+        # Or the store was restored from a backup: it counts up to the fence, which is nobody's failure.
+        return ExitReport(worker=settings.name, outcome="released", reason=f"attempt {newest} of the run has begun already")
 
     def _execute(self) -> ExitReport:
         """Run the job to its end. However this returns or raises, what could be killed of its processes is."""
@@ -163,7 +167,6 @@ class Attempt(threading.Thread):
         stall_detector = StallDetector(self._directory, self._ranks, self._settings.stall_seconds)
         told_to: ToldTo | None = None
         unwelcome_since: float | None = None
-        pins = self._pins
         while (code := job.poll()) is None:
             if self._told in ("kill", "abort"):
                 if self._collects_stacks:
@@ -177,9 +180,7 @@ class Attempt(threading.Thread):
                 if self._launch.num_nodes > 1:  # the other nodes are stuck too, and their ranks may fail once these are gone
                     self._wait_for_abort(OTHERS_SECONDS)
                 return Ending(job.kill(), stall=stall)
-            if pins != self._pins:
-                pins = self._pins
-                self._write_pins()
+            self._write_pins()
             if not self._link.turn():
                 unwelcome_since = unwelcome_since or time.monotonic()
                 if time.monotonic() - unwelcome_since > UNWELCOME_SECONDS:
@@ -189,8 +190,13 @@ class Attempt(threading.Thread):
         return Ending(code, told_to=told_to, killed=job.killed)
 
     def _write_pins(self) -> None:
+        """Where they have changed. Only the lead: another node's may be older."""
+        pins = self.held.pins
+        if pins == self._written_pins or self._offer.node_rank > 0:
+            return
+        self._written_pins = pins
         try:
-            storage.write_pins(self._run_dir, self._pins)
+            storage.write_pins(self._run_dir, pins)
         except OSError as error:  # no reason to end a job
             log.error("pins_not_written", why=str(error))
 

@@ -11,7 +11,7 @@ import pytest
 
 from service.client import ApiClient
 from service.lifecycle import Status
-from service.protocol import EventBatch, ExitReport, Held, Offer, Poll
+from service.protocol import EventBatch, ExitReport, Held, Offer, Poll, PollReply
 from service.runs import Run
 from service.settings import Settings
 from service.spec import parse_spec
@@ -51,9 +51,18 @@ class Reading:
         self.poll()
 
     def poll(self) -> list[Offer]:
+        return self._poll(0.0).offers
+
+    def wait_for_news(self, seconds: float) -> list[int]:
+        """The pins of what it holds, as its poll answers that waits; it knows them from then on."""
+        [told] = self._poll(seconds).instructions
+        self._held = [self._held[0].model_copy(update={"pins": told.pins})]
+        return told.pins
+
+    def _poll(self, wait_seconds: float) -> PollReply:
         self._polls += 1
         about = {"host": "node-1", "address": "127.0.0.1", "slots": 2, "device": "cpu", "storage": "s", "incarnation": "0123456789abcdef"}
-        return self.client.poll("w1", Poll(number=self._polls, held=self._held, **about)).offers
+        return self.client.poll("w1", Poll(number=self._polls, held=self._held, wait_seconds=wait_seconds, **about))
 
     def report(self, run: Run, *events: dict[str, Any]) -> None:
         attempt = self._held[0].attempt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from service import processes
 from service.errors import AttemptLost
+from service.layout import RunDir
 from service.lifecycle import Status
 from service.protocol import EventBatch, ExitReport
 from tests.conftest import wait_until
@@ -105,6 +107,34 @@ def test_an_attempt_that_finds_a_newer_one_in_the_fence_does_not_start(service: 
     assert service.wait(run, Status.SUCCEEDED).attempt == 2
     assert "attempt 2 of the run has begun already" in service.client.history(run.id)[2].reason
     assert not service.attempt_file(run, 1, "rank-0.log").exists()
+
+
+def test_a_run_from_a_restored_backup_counts_up_to_its_fence(service: Service) -> None:
+    """Though it had more attempts since the backup than its budget of failures allows."""
+    run = service.submit("steady", steps=20)
+    (service.runs_dir / run.id).mkdir(parents=True)
+    (service.runs_dir / run.id / "fence").write_text("14")
+    assert run.spec.retries.infrastructure < 13
+    service.start_worker()
+    assert service.wait(run, Status.SUCCEEDED, Status.FAILED).attempt == 14
+
+
+def test_a_pin_reaches_the_job_at_once(service: Service) -> None:
+    """Long before the worker's next poll is due; between them the job might remove the checkpoint."""
+    service.kill_api()
+    service.lease_seconds = 60.0  # a poll waits a quarter of it
+    service.start_api()
+    run = service.submit("steady")
+    service.start_worker()
+    service.wait(run, Status.RUNNING)
+    service.request(run, "pause")
+    service.wait(run, Status.PAUSED)
+    service.request(run, "resume")
+    step = service.wait(run, Status.RUNNING).checkpoint_step
+    time.sleep(1.0)  # the worker waits for news
+    service.http.put(f"/runs/{run.id}/checkpoints/{step}/pin").raise_for_status()
+    pins = RunDir(service.runs_dir / run.id).pins
+    wait_until(lambda: json.loads(pins.read_text()) == [step], "the pin is there for the job to read", seconds=3)
 
 
 def test_a_job_that_stops_moving_is_killed_with_its_stacks_in_the_log(service: Service) -> None:
