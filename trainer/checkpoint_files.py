@@ -89,23 +89,25 @@ def read_pins(path: Path) -> frozenset[int]:
         raise ValueError(f"{str(path)!r} holds no list of steps: {error}") from None
 
 
-def remove_old_checkpoints(directory: Path, keep_last: int, keep_best: bool, pinned: Collection[int], fence: Fence) -> list[Path]:
-    """Keep the newest `keep_last`, the `pinned` steps and, with `keep_best`, the one with the highest kNN accuracy.
-
-    Returns what was removed. One rank calls. Raises Fenced before it removes anything that a newer attempt may start from.
-    """
+def old_checkpoints(directory: Path, keep_last: int, keep_best: bool, pinned: Collection[int]) -> list[Path]:
+    """All but the newest `keep_last`, the `pinned` steps and, with `keep_best`, the one with the highest kNN accuracy."""
     saved = list_checkpoints(directory)
     keep = {s.path for s in saved[-keep_last:]} | {s.path for s in saved if s.step in pinned}
     scored = [s for s in saved if s.knn is not None]
     if keep_best and scored:
         keep.add(max(scored, key=lambda s: (s.knn, s.step)).path)
-    removed = [s.path for s in saved if s.path not in keep]
-    for path in removed:
+    return [s.path for s in saved if s.path not in keep]
+
+
+def remove_checkpoints(directory: Path, old: Collection[Path], fence: Fence) -> None:
+    """One rank calls. Raises Fenced before it removes anything that a newer attempt may start from."""
+    for left in directory.glob(".step-*.removed"):  # by attempts that were killed
+        shutil.rmtree(left, ignore_errors=True)
+    for path in old:
         doomed = path.with_name(f".{path.name}.removed")  # a reader sees it whole or not at all
         fence.check()
         path.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
-    return removed
 
 
 def record_knn(saved: Saved, knn: float) -> None:

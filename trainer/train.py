@@ -14,7 +14,7 @@ from service.layout import RunDir
 from service.spec import RunSpec, check_fits_dataset
 from trainer.beats import Beats
 from trainer.checkpoint import load_checkpoint, save_checkpoint
-from trainer.checkpoint_files import read_pins, record_knn, remove_old_checkpoints
+from trainer.checkpoint_files import old_checkpoints, read_pins, record_knn, remove_checkpoints
 from trainer.classifier import build_classifier
 from trainer.classifier.similarity import keeps_hardest, refresh_hardest
 from trainer.data.images import index_images
@@ -175,16 +175,17 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
             watch.beat()
             if process.is_first:
                 keep = spec.checkpoints
-                removed = remove_old_checkpoints(run_dir.checkpoints, keep.keep_last, keep.keep_best, read_pins(run_dir.pins), fence)
-                spool.append(
+                old = old_checkpoints(run_dir.checkpoints, keep.keep_last, keep.keep_best, read_pins(run_dir.pins))
+                spool.append(  # first: what is listed is there, also where the job is killed in between
                     "checkpointed",
                     step=step,
                     epoch=plan.epoch(step),
                     path=str(saved.path),
                     num_bytes=saved.num_bytes,
                     knn=knn,
-                    removed=[str(path) for path in removed],
+                    removed=[str(path) for path in old],
                 )
+                remove_checkpoints(run_dir.checkpoints, old, fence)
             watch.enter("training")
         if stop:
             return ExitCode.STOPPED

@@ -43,7 +43,9 @@ def exit_report(
     telling = _telling_log(directory, launch, ranks)
 
     def report(outcome: Outcome, reason: str, exit_code: int = code, signature: str | None = None) -> ExitReport:
-        log_tail = "" if outcome == "finished" else tail(telling, TAIL_LINES)[-MAX_TAIL:]
+        # Of a clean end the lead's is enough: a run on many nodes may give way very often, and each attempt is kept.
+        is_dull = outcome == "finished" or (outcome in ("stopped", "released") and launch.node_rank > 0)
+        log_tail = "" if is_dull else tail(telling, TAIL_LINES)[-MAX_TAIL:]
         return ExitReport(
             worker=worker, outcome=outcome, exit_code=exit_code, reason=_short(reason), signature=signature, log_tail=log_tail
         )

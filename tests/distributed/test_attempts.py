@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.events import ExitCode
-from service.layout import read_beat, write_whole
+from service.layout import RunDir, read_beat, write_whole
 from tests.distributed.job import NUM_STEPS, Job, differing, failure, spec_of, weights
 from tests.distributed.test_nodes import rank_codes
 from tests.images import noise_folder
@@ -41,6 +41,19 @@ def test_a_stop_before_the_first_step_leaves_no_checkpoint(images: Path, tmp_pat
     assert rank_codes(job) == [str(ExitCode.STOPPED)], job.logs()
     assert job.events("progress") == []
     assert list_checkpoints(job.run_dir.checkpoints) == []
+
+
+def test_a_checkpoint_is_reported_before_older_ones_are_removed(images: Path, tmp_path: Path) -> None:
+    """Else a job that ends between the two would leave in the list what is gone, and out of it what is there."""
+    job_spec = spec_of(images, checkpoints={"every_epochs": 1, "keep_last": 1, "keep_best": False})
+    checkpoints = RunDir(tmp_path / "run").checkpoints
+    checkpoints.mkdir(parents=True)
+    (checkpoints / ".step-000000003.removed").touch()  # in the way of the first removal
+    job = Job(job_spec, tmp_path / "run")
+    job.wait(60)
+    assert [event["step"] for event in job.events("checkpointed")] == [3, 6], job.logs()
+    assert [saved.step for saved in list_checkpoints(checkpoints)] == [3, 6]
+    assert "Not a directory" in job.events("failed")[0]["message"]
 
 
 def test_a_stop_breaks_an_evaluation_off_which_is_made_up_for_after_the_resume(images: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from service.layout import RunDir, write_whole
 from tests.distributed.launch import on_ranks
 from tests.distributed.test_engine import build, save, saved_on, spec_for
-from trainer.checkpoint_files import list_checkpoints, newest_checkpoint, read_pins, remove_old_checkpoints
+from trainer.checkpoint_files import list_checkpoints, newest_checkpoint, old_checkpoints, read_pins, remove_checkpoints
 from trainer.fence import Fence, Fenced
 
 
@@ -50,11 +50,12 @@ def test_the_last_the_best_and_the_pinned_are_kept(tmp_path: Path) -> None:
     for step, knn in ((10, 40.0), (20, 60.0), (30, None), (40, 50.0), (50, 55.0)):
         complete(run.checkpoints, step, knn)
     write_whole(run.pins, "[30, 700]")
-    removed = remove_old_checkpoints(run.checkpoints, 2, True, read_pins(run.pins), fence)
-    assert [path.name for path in removed] == ["step-000000010"]
+    old = old_checkpoints(run.checkpoints, 2, True, read_pins(run.pins))
+    assert [path.name for path in old] == ["step-000000010"]
+    remove_checkpoints(run.checkpoints, old, fence)
     assert [saved.step for saved in list_checkpoints(run.checkpoints)] == [20, 30, 40, 50]
     run.pins.unlink()
-    remove_old_checkpoints(run.checkpoints, 1, False, read_pins(run.pins), fence)
+    remove_checkpoints(run.checkpoints, old_checkpoints(run.checkpoints, 1, False, read_pins(run.pins)), fence)
     assert [saved.step for saved in list_checkpoints(run.checkpoints)] == [50]
 
 
@@ -73,9 +74,20 @@ def test_an_attempt_behind_the_fence_removes_nothing(tmp_path: Path) -> None:
         complete(run.checkpoints, step)
     write_whole(run.fence, "2")
     with pytest.raises(Fenced, match="attempt 2 of this run has begun"):
-        remove_old_checkpoints(run.checkpoints, 1, False, frozenset(), Fence(run, 1))
+        remove_checkpoints(run.checkpoints, [run.checkpoint(10)], Fence(run, 1))
     assert len(list_checkpoints(run.checkpoints)) == 2
-    assert len(remove_old_checkpoints(run.checkpoints, 1, False, frozenset(), Fence(run, 2))) == 1
+    remove_checkpoints(run.checkpoints, [run.checkpoint(10)], Fence(run, 2))
+    assert [saved.step for saved in list_checkpoints(run.checkpoints)] == [20]
+
+
+def test_what_a_killed_attempt_had_half_removed_is_removed_with_the_next(tmp_path: Path) -> None:
+    """Gigabytes else stay for good, and a checkpoint of the same step could never be removed."""
+    run = RunDir(tmp_path)
+    complete(run.checkpoints, 10).rename(run.checkpoints / ".step-000000010.removed")
+    for step in (10, 20):
+        complete(run.checkpoints, step)
+    remove_checkpoints(run.checkpoints, [run.checkpoint(10)], Fence(run, 1))
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-000000020"]
 
 
 def failing_to_save(spec: Any, directory: str) -> str:

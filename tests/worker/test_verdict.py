@@ -28,6 +28,16 @@ def spool(directory: AttemptDir, code: str, message: str) -> None:
     directory.events.write_text("".join(json.dumps(event) + "\n" for event in events))
 
 
+def test_of_a_clean_end_only_the_leads_log_is_reported(tmp_path: Path) -> None:
+    """Of a failure every node's."""
+    directory = AttemptDir(tmp_path)
+    for node in (0, 1):
+        directory.launcher_log(node).write_text("the last line\n")
+        for told_to, has_log in (("stopped", node == 0), ("released", node == 0), ("aborted", node == 0), (None, True)):
+            report = report_of(1, directory, told_to, num_nodes=2, node_rank=node)
+            assert report.log_tail == ("the last line" if has_log else ""), (node, told_to)
+
+
 @pytest.mark.parametrize(
     ("code", "failed", "told_to", "outcome"),
     [
