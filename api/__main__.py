@@ -29,6 +29,7 @@ def main() -> None:
         parser.error(str(error))
     log = structlog.get_logger()
     log.info("api_starting", url=f"http://{arguments.host}:{arguments.port}", state_dir=str(settings.state_dir))
+    sys.setswitchinterval(0.001)  # so that a thread that computes (a pass of the scheduler) keeps no request waiting
     uvicorn.run(
         create_app(settings),
         http=Connection,

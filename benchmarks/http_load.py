@@ -86,7 +86,7 @@ class Times:
             return 0, b""
         self.seconds[route].append(time.perf_counter() - begun)
         if status >= 400:
-            self.wrong[f"{route} {status}"] += 1
+            self.wrong[f"{route} {status} {json.loads(answer).get('detail', '')[:120]}"] += 1
         return status, answer
 
     def rows(self, duration: float) -> list[dict[str, Any]]:

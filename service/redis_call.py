@@ -59,6 +59,7 @@ async def connect(url: str) -> AsyncIterator[Redis]:
     """Needs no Redis yet: each call connects when it must. No call is repeated here; the API's clients know which may be."""
     pool = ConnectionPool.from_url(
         url,
+        max_connections=512,
         socket_timeout=5,
         socket_connect_timeout=2,
         retry=Retry(NoBackoff(), 0),
