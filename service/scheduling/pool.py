@@ -54,10 +54,11 @@ class _Bin:
 class Pool:
     """The nodes that take work, and what is free on them. A node that drains is not in it."""
 
-    def __init__(self, nodes: Iterable[Node]) -> None:
+    def __init__(self, nodes: Iterable[Node], is_empty: bool = False) -> None:
+        """`is_empty`: as if nothing were on the nodes."""
         takes_work = (node for node in nodes if not node.drain)
         self.nodes = {node.id: node for node in sorted(takes_work, key=lambda node: node.id)}
-        self.free = {node.id: node.free for node in self.nodes.values()}
+        self.free = {node.id: tuple(range(node.num_slots)) if is_empty else node.free for node in self.nodes.values()}
         self.zone: dict[str, str] = {}
         """Of the nodes that are kept for a run."""
         self._bins: dict[tuple[str, bool, str | None], _Bin] = {}
@@ -70,7 +71,7 @@ class Pool:
     @cached_property
     def empty(self) -> Pool:
         """The same nodes with nothing on them: what a run cannot get here, it never gets."""
-        return Pool(Node(n.id, n.num_slots, tuple(range(n.num_slots)), n.is_cuda, n.storage, n.is_shared) for n in self.nodes.values())
+        return Pool(self.nodes.values(), is_empty=True)
 
     def copy(self) -> Pool:
         other = object.__new__(Pool)

@@ -7,15 +7,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from service.scheduling.model import Live, Queued, Shape
 from service.scheduling.pool import KINDS_OF_NODE, OPEN, Fit
 from service.scheduling.tenants import Tenants
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Price:
-    """What clearing a node costs, the cheapest first."""
+class Price(NamedTuple):
+    """What clearing a node costs; the cheapest sorts first."""
 
     level: float
     """Highest priority among the victims; -inf where none is needed: there is room, or what is in the way stops already."""
@@ -108,33 +108,33 @@ class Preemption:
             return None
         missing = need - len(self._tenants.pool.free[id]) - self._tenants.ownerless(id)
         candidates: list[Live] = []
-        for run in self._tenants.on[id]:
+        for run in self._tenants.on[id] if missing > 0 else ():
             if run.is_stopping:
                 missing -= len(run.slots[id])
             elif run.can_be_preempted:
                 candidates.append(run)
+        if missing <= 0:
+            return Price(-math.inf, 0, 0, 0.0, id, ())
         victims = _fewest(candidates, id, missing)
-        if victims is None:
+        if not victims:
             return None
         return Price(
-            level=max((run.priority for run in victims), default=-math.inf),
+            level=max(run.priority for run in victims),
             num_victims=len(victims),
-            num_slots=sum(len(slots) for run in victims for slots in run.slots.values()),
-            seniority=-min((run.started_at for run in victims), default=0.0),
+            num_slots=sum(self._tenants.num_slots[run.run_id] for run in victims),
+            seniority=-min(run.started_at for run in victims),
             node=id,
             victims=tuple(sorted(run.run_id for run in victims)),
         )
 
 
-def _fewest(candidates: list[Live], id: str, missing: int) -> list[Live] | None:
-    """Runs with so many slots of the node: of the lowest priorities that suffice, the fewest."""
-    if missing <= 0:
-        return []
+def _fewest(candidates: list[Live], id: str, missing: int) -> list[Live]:
+    """Runs with so many slots of the node: of the lowest priorities that suffice, the fewest. None, where all do not suffice."""
     candidates.sort(key=lambda run: (run.priority, -run.started_at, run.run_id))
     totals = accumulate(len(run.slots[id]) for run in candidates)
     last = next((index for index, total in enumerate(totals) if total >= missing), None)
     if last is None:
-        return None
+        return []
     rest = candidates[: last + 1]
     chosen = []
     while missing > 0:

@@ -17,14 +17,20 @@ class Tenants:
         self.runs: dict[str, Live] = {}
         self.on: dict[str, list[Live]] = defaultdict(list)
         """By node."""
+        self.num_slots: dict[str, int] = {}
+        """By run, on all its nodes."""
+        self._owned: dict[str, int] = defaultdict(int)
+        """Slots by node."""
         for run in live:
             self.add(run)
 
     def add(self, run: Live) -> None:
         self.runs[run.run_id] = run
-        for id in run.slots:
+        self.num_slots[run.run_id] = sum(map(len, run.slots.values()))
+        for id, slots in run.slots.items():
             if id in self.pool.nodes:
                 self.on[id].append(run)
+                self._owned[id] += len(slots)
 
     def stop(self, run_id: str) -> None:
         """It will be gone soon."""
@@ -41,7 +47,7 @@ class Tenants:
 
     def ownerless(self, id: str) -> int:
         """Slots that are neither free nor a live run's: the processes of an attempt that is over are about to be gone from them."""
-        return self.pool.nodes[id].num_slots - len(self.pool.free[id]) - sum(len(run.slots[id]) for run in self.on[id])
+        return self.pool.nodes[id].num_slots - len(self.pool.free[id]) - self._owned[id]
 
     def ends_at(self, run: Live) -> float:
         """A run that stops, or that has outrun its estimate, is expected to end at any moment."""
