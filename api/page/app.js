@@ -66,7 +66,8 @@ function keyView(why = "") {
     el("label", { for: "key" }, "The key that starts with mw_"),
     input,
     el("button", {}, "Look"),
-    el("p", { class: "quiet" }, "Kept in this tab until it is closed. `millionway keys create` makes one; that of a stack on this machine is in ",
+    el("p", { class: "quiet" }, "Kept in this tab until it is closed. ", el("code", {}, "millionway keys create"),
+      " makes one; that of a stack on this machine is in ",
       el("code", {}, ".millionway/keys/admin.key"), "."));
   return { node, title: "API key", start: () => input.focus() };
 }

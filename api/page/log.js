@@ -18,7 +18,7 @@ export function logPart(id) {
   const said = el("span", { class: "quiet", role: "status" });
   const shown = el("pre", { class: "log", tabindex: 0, role: "region", "aria-label": "Log" });
   const choice = el("p", {}, el("label", { for: "log" }, "Attempt and rank"), " ", options, " ", said);
-  const node = el("section", {}, el("h2", {}, "Log"), choice, shown);
+  const node = el("section", { hidden: true }, el("h2", {}, "Log"), choice, shown);
   const showOptions = list(options, nameOf, (file) => {
     const option = el("option", { value: nameOf(file) });
     return { node: option, show: (newer) => text(option, `attempt ${newer.attempt}, ${newer.name} (${bytes(newer.size)})`) };
@@ -28,7 +28,7 @@ export function logPart(id) {
   function show(newer, newerRun) {
     [files, run] = [newer, newerRun];
     showOptions([...files].sort((a, b) => b.attempt - a.attempt || a.name.localeCompare(b.name, "en", { numeric: true })));
-    text(said, files.length ? "" : "no log yet");
+    node.hidden = files.length === 0;
     const first = files.find((file) => file.attempt === run.attempt && file.name === "rank-0.log");
     if (first && !byHand && nameOf(first) !== chosen?.key) choose(first, false);
   }

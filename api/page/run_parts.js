@@ -12,7 +12,7 @@ function section(title, ...children) {
 
 export function waitPart() {
   const place = el("p"), reasons = el("ul"), changes = el("ul");
-  const wish = el("div", {}, el("h3", {}, "It would start now if"), changes);
+  const wish = el("div", {}, el("h3", {}, "What would let it start"), changes);
   const node = section("Why it waits", place, reasons, wish);
   const showReasons = list(reasons, ({ token }) => token, ({ token }) => {
     const words = el("span");
