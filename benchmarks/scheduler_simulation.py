@@ -346,7 +346,7 @@ def main() -> None:
     parser.add_argument("--days", type=float, default=7.0)
     parser.add_argument("--load", type=float, default=1.1, help="slot-seconds that arrive for each that the cluster has")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pass-seconds", type=float, default=120.0, help="simulated time between passes")
+    parser.add_argument("--pass-seconds", type=float, default=300.0, help="simulated time between passes")
     parser.add_argument("--only", choices=["millionway", "fifo", "first-fit"])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -130,11 +130,13 @@ class Preemption:
 
 def _fewest(candidates: list[Live], id: str, missing: int) -> list[Live]:
     """Runs with so many slots of the node: of the lowest priorities that suffice, the fewest. None, where all do not suffice."""
+    if sum(len(run.slots[id]) for run in candidates) < missing:
+        return []
+    if len(candidates) == 1:
+        return candidates
     candidates.sort(key=lambda run: (run.priority, -run.started_at, run.run_id))
     totals = accumulate(len(run.slots[id]) for run in candidates)
-    last = next((index for index, total in enumerate(totals) if total >= missing), None)
-    if last is None:
-        return []
+    last = next(index for index, total in enumerate(totals) if total >= missing)
     rest = candidates[: last + 1]
     chosen = []
     while missing > 0:
