@@ -141,10 +141,11 @@ local HOLDING = {
   "id", "owner", "priority", "ends_at", "deadline", "status", "attempt", "stopped_for", "preemptions", "retries_preemptions",
 }
 
-local function some(id, names)
-  local record, values = {}, redis.call("HMGET", KEY.run(id), unpack(names))
-  for i, name in ipairs(names) do record[name] = values[i] or nil end
-  return record
+local function holding(id)
+  local run, values = {}, redis.call("HMGET", KEY.run(id), unpack(HOLDING))
+  for i, name in ipairs(HOLDING) do run[name] = values[i] or nil end
+  run.placed_at = redis.call("HGET", KEY.attempt(id, run.attempt), "placed_at")
+  return run
 end
 
 -- What the scheduler decides from. Of a very long queue the best of each owner and the oldest of all, so that one owner's flood hides
@@ -161,9 +162,7 @@ function OPERATIONS.snapshot(a)
     for _, held in ipairs(worker.owned) do
       if not seen[held.run_id] then
         seen[held.run_id] = true
-        local run = some(held.run_id, HOLDING)
-        run.placed_at = redis.call("HGET", KEY.attempt(run.id, run.attempt), "placed_at")
-        live[#live + 1] = run
+        live[#live + 1] = holding(held.run_id)
       end
       ending[held.run_id] = ending[held.run_id] or worker.lease > NOW
     end
@@ -175,7 +174,7 @@ function OPERATIONS.snapshot(a)
   local function take(id)
     if not taken[id] and not ending[id] then -- its last attempt's processes are not known to be gone everywhere
       taken[id] = true
-      queued[#queued + 1] = some(id, WAITING)
+      queued[#queued + 1] = redis.call("HMGET", KEY.run(id), unpack(WAITING)) -- as rows: half the time of the whole call
     end
   end
   for _, owner in ipairs(owners) do
@@ -183,5 +182,5 @@ function OPERATIONS.snapshot(a)
     usage[owner] = redis.call("HGET", KEY.usage, owner) or nil
   end
   for _, id in ipairs(redis.call("ZRANGE", KEY.status("queued"), 0, 199)) do take(id) end
-  return { now = NOW, workers = list(workers), live = list(live), queued = list(queued), usage = usage }
+  return { now = NOW, workers = list(workers), live = list(live), columns = WAITING, queued = list(queued), usage = usage }
 end

@@ -89,7 +89,7 @@ def cluster_of(snapshot: Mapping[str, Any]) -> Cluster:
     return Cluster(
         now=now,
         nodes=tuple(_node(worker) for worker in snapshot["workers"] if worker["lease"] > now and worker.get("leaving") != "1"),
-        queued=tuple(_queued(run, now) for run in snapshot["queued"]),
+        queued=tuple(_queued(dict(zip(snapshot["columns"], row, strict=True)), now) for row in snapshot["queued"]),
         live=tuple(_live(run, slots[run["id"]]) for run in snapshot["live"] if run["id"] in slots),
         usage={owner: _decayed(text, now) for owner, text in dict(snapshot["usage"]).items()},
     )

@@ -217,7 +217,7 @@ async def test_a_flood_of_one_owner_hides_nobody_elses_runs(store: Store) -> Non
         await store.submit(spec(), "flood")
     late = await store.submit(spec(), "late")
     snapshot = await store._call("snapshot", limit=40)
-    queued = [run["id"] for run in snapshot["queued"]]
+    queued = [row[snapshot["columns"].index("id")] for row in snapshot["queued"]]
     assert late.id in queued
     assert len(queued) == len(set(queued))
 
