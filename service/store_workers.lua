@@ -97,6 +97,9 @@ function OPERATIONS.poll(a)
     elseif attempt["state:" .. node] then
       let_go(a.worker, owner, node)
       lose(run, "lost", string.format("worker %s has no process of it any more", a.worker), a.worker)
+    elseif STOPPING[run.status] then -- nothing is lost: it trains only once all have taken it
+      end_attempt(run, "stopped", string.format("worker %s had not taken it yet", a.worker) .. resumption(run))
+      free_slots(a.worker, owner)
     elseif a.leaving then
       end_attempt(run, "released", string.format("worker %s stops and does not take it", a.worker) .. resumption(run))
       free_slots(a.worker, owner)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from service.errors import AttemptLost, WorkerNameTaken, WorkerReplaced
@@ -289,6 +291,23 @@ async def test_a_worker_that_is_started_anew_has_lost_what_it_held(store: Store)
     assert (run.status, run.reason) == (Status.QUEUED, "worker w1 was started anew; attempt 2 starts from the beginning")
     assert (await store.snapshot()).queued[0].avoid == set()
     assert await start(store, run, node) == 2
+
+
+@pytest.mark.parametrize(("request_", "after"), [("kill", Status.CANCELLED), ("cancel", Status.CANCELLED), ("pause", Status.PAUSED)])
+async def test_what_is_to_stop_is_not_offered_any_more(store: Store, request_: Literal["kill", "cancel", "pause"], after: Status) -> None:
+    """It has not begun before all have taken it, so it ends at once, also on those that have."""
+    run = await store.submit(spec(nodes=2), "alice")
+    lead, other = Node(store, "w1"), Node(store, "w2")
+    for node in (lead, other):
+        await node.poll()
+    assert await place(store, run, lead, other)
+    for _ in range(2):
+        await lead.poll()
+    assert (await store.request(run.id, request_)).status != after
+    assert (await other.poll()).offers == []
+    assert (await store.get(run.id)).status == after
+    assert await lead.told(run) == "abort"
+    assert await owners(store) == {"w1": [(run.id, 1)]}
 
 
 async def test_an_attempt_is_not_handed_on_to_a_workers_successor(store: Store) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 
+import pytest
+import redis
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import invariant, run_state_machine_as_test
 
 from service.lifecycle import LIVE, TERMINAL, Status
-from tests.service.store_machine import AGO, OWNERS, WORKERS, StoreMachine
-from tests.service.store_model import Attempt, Owner, Run
+from tests.service.machine.records import Attempt, Owner, Run
+from tests.service.machine.rules import AGO, OWNERS, StoreMachine
+from tests.service.machine.workers import WORKERS
 
 UNVERSIONED = {"version", "updated_at"}
 
@@ -150,9 +155,18 @@ class CheckedMachine(StoreMachine):
         return self.model.runs[run_id].attempts[number - 1]
 
 
-def test_the_store_does_what_its_model_does_whatever_happens(redis_url: str) -> None:
+@pytest.fixture
+def hasty_url(redis_url: str) -> Iterator[str]:
+    """A server that does not wait for its disk: thousands of calls follow."""
+    with contextlib.closing(redis.Redis.from_url(redis_url)) as client:
+        client.config_set("appendfsync", "no")
+        yield redis_url
+        client.config_set("appendfsync", "always")
+
+
+def test_the_store_does_what_its_model_does_whatever_happens(hasty_url: str) -> None:
     """No slot owned twice, one live attempt per run, no stale report accepted, no end left, no run forgotten."""
     run_state_machine_as_test(
-        type("Machine", (CheckedMachine,), {"url": redis_url}),
-        settings=settings(max_examples=50, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck), database=None),
+        type("Machine", (CheckedMachine,), {"url": hasty_url}),
+        settings=settings(max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck), database=None),
     )

@@ -1,8 +1,6 @@
-"""What can happen to the store, in any order: the rules of test_store_machine.py.
+"""What can happen to the store, in any order: workers (workers.py), people, the scheduler, time.
 
-Each is done to the store and to its model (store_model.py), and both must answer alike. Besides the model there is what truly
-runs: honest workers that start what they are offered and kill what they are told to, whatever becomes of their messages. Their
-processes must never share a slot, nor run on one that the store takes for free.
+Each is done to the store and to its model (model.py), and both must answer alike.
 """
 
 from __future__ import annotations
@@ -10,45 +8,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Collection
 from functools import cache
-from typing import Any
 
-import pytest
 import redis
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 
-from service import errors
-from service.event_effects import read_event
 from service.lifecycle import LIVE, Status
-from service.protocol import ExitReport, Poll, PollReply, RunPatch
+from service.protocol import RunPatch
 from service.scheduling.decide import decide
 from service.scheduling.model import Place, Stop
 from service.spec import RunSpec
 from service.store import Store
 from tests.conftest import emptied
-from tests.service.documents import checkpointed, progress, report, spec, started
-from tests.service.reports import Node, end_leases
-from tests.service.store_model import Model, Owner, Refused, Run, Slots
+from tests.service.documents import spec
+from tests.service.machine.model import Model
+from tests.service.machine.records import Refused, Run
+from tests.service.machine.workers import INDEX, NAME, WORKERS, HonestWorker, WorkerRules, refusal
+from tests.service.reports import end_leases
 
-WORKERS = {"a": 2, "b": 2, "c": 2, "shared": 4}
 OWNERS = ["alice", "bob"]
 MAX_QUEUED = 5
 AGO = 100_000
 """Every attempt is made so much older, in seconds, that what is charged for it tells how often that was done."""
-INDEX = st.integers(0, 99)
-NAME = st.sampled_from(list(WORKERS))
-FATE = st.sampled_from(["answered", "answered", "answered", "answer lost", "late"])
-EVENT = {"started": lambda seq, step: started(seq, start_step=step), "progress": progress, "checkpointed": checkpointed}
-
-
-def refusal(of: Callable[[], object]) -> Refused | None:
-    try:
-        of()
-    except Refused as refused:
-        return refused
-    return None
 
 
 @cache
@@ -66,24 +48,7 @@ class CountingStore(Store):
         return f"run{self.num_ids:04d}"
 
 
-class HonestWorker(Node):
-    """What runs on it; `held` also has what has ended and is not reported yet."""
-
-    def restart(self) -> None:
-        super().restart()
-        self.slots: dict[Owner, Slots] = {}
-        self.ended: dict[Owner, ExitReport] = {}
-        self.is_leaving = False
-
-    def running(self) -> dict[Owner, Slots]:
-        return {owner: self.slots[owner] for owner in self.held if owner not in self.ended}
-
-    def drop(self, owner: Owner) -> None:
-        self.held.pop(owner, None)
-        self.ended.pop(owner, None)
-
-
-class StoreMachine(RuleBasedStateMachine):
+class StoreMachine(WorkerRules):
     url: str
 
     @initialize(
@@ -93,15 +58,13 @@ class StoreMachine(RuleBasedStateMachine):
     def begin(self, runs: list[tuple[str, int]], situation: str) -> None:
         self.runner, self.exits = asyncio.Runner(), contextlib.AsyncExitStack()
         connecting = CountingStore.connect(self.url, lease_seconds=600, max_queued=MAX_QUEUED)
-        self.store: Store = self.call(self.exits.enter_async_context(connecting))
+        self.store = self.call(self.exits.enter_async_context(connecting))
         self.redis = self.exits.enter_context(contextlib.closing(redis.Redis.from_url(emptied(self.url), decode_responses=True)))
         self.redis.set("millionway:watched", time.time())
         self.model = Model(WORKERS)
         self.nodes = {name: HonestWorker(self.store, name, slots=n, shared=name == "shared") for name, n in WORKERS.items()}
         self.keys: dict[tuple[str, str], tuple[RunSpec, str]] = {}
-        self.polls: list[tuple[str, Poll]] = []
-        self.reports: list[tuple[Owner, ExitReport]] = []
-        """Messages that may arrive at any time, or again."""
+        self.polls, self.reports = [], []
         self.seen: dict[str, dict[str, str]] = {}
         for owner, nodes in runs:
             self.submit(owner, None, nodes, 0, 2, 2)
@@ -110,30 +73,10 @@ class StoreMachine(RuleBasedStateMachine):
         elif situation == "runs train":
             self.go_well(0)
 
-    def call(self, awaitable: Awaitable[Any]) -> Any:
-        async def within() -> Any:
-            return await awaitable
-
-        return self.runner.run(within())
-
     def teardown(self) -> None:
         if hasattr(self, "runner"):
             self.call(self.exits.aclose())
             self.runner.close()
-
-    def run_of(self, index: int, preferred: Collection[Status] = frozenset(Status)) -> Run:
-        """Preferably in one of these statuses."""
-        runs = list(self.model.runs.values())
-        wanted = [run for run in runs if run.status in preferred] or runs
-        return wanted[index % len(wanted)]
-
-    def check(self, expected: Refused | None, awaitable: Awaitable[Any]) -> Any:
-        """The store refuses exactly what the model refuses."""
-        if expected is None:
-            return self.call(awaitable)
-        with pytest.raises(getattr(errors, str(expected))):
-            self.call(awaitable)
-        return None
 
     # People
 
@@ -244,121 +187,6 @@ class StoreMachine(RuleBasedStateMachine):
     def give_way(self, index: int, cause: str) -> None:
         run = self.run_of(index, LIVE)
         assert self.call(self.store.stop(Stop(run.id, cause, "gives way"))) == self.model.stop(run, cause)
-
-    # Workers
-
-    @rule()
-    def everybody_polls(self) -> None:
-        for name in WORKERS:
-            self.poll(name, "answered")
-
-    @rule(name=NAME, fate=FATE)
-    def poll(self, name: str, fate: str) -> None:
-        node = self.nodes[name]
-        message = node.message(leaving=node.is_leaving)
-        if fate != "answered":
-            self.polls.append((name, message))
-        if fate == "late":
-            return
-        expected: dict[str, object] = {}
-        refused = refusal(lambda: expected.update(answer=self.model.poll(name, message)))
-        reply = self.check(refused, self.store.poll(name, message))
-        assert refused is None, "a worker's newest process is welcome"
-        offers, told = expected["answer"]
-        assert {(offer.run_id, offer.attempt) for offer in reply.offers} == offers
-        assert {(one.run_id, one.attempt): (one.command, one.collect_stacks) for one in reply.instructions} == told
-        if fate == "answered":
-            self.follow(node, reply)
-
-    def follow(self, node: HonestWorker, reply: PollReply) -> None:
-        for offer in reply.offers:
-            owner = offer.run_id, offer.attempt
-            assert owner not in node.held, "what is held is not offered again"
-            attempt = self.model.runs[offer.run_id].attempts[offer.attempt - 1]
-            assert offer.node_rank == list(attempt.parts).index(node.name)
-            node.take(offer)
-            node.slots[owner] = tuple(offer.slots)
-        for told in reply.instructions:
-            if told.command == "abort":
-                node.drop((told.run_id, told.attempt))
-
-    @precondition(lambda self: self.polls)
-    @rule(index=INDEX)
-    def late_poll(self, index: int) -> None:
-        """A poll whose sender waits no longer is looked at, perhaps again."""
-        name, message = self.polls[index % len(self.polls)]
-        refused = refusal(lambda: self.model.poll(name, message))
-        reply = self.check(refused, self.store.poll(name, message))
-        if reply is None or reply.offers:
-            self.polls.remove((name, message))
-
-    @precondition(lambda self: any(node.running() for node in self.nodes.values()))
-    @rule(
-        index=INDEX,
-        outcome=st.sampled_from(["finished", "finished", "faulty", "crashed", "crashed", "lost", "released", "stopped"]),
-        signature=st.sampled_from([None, "E", "E", "E"]),
-        stalled=st.booleans(),
-        fate=FATE,
-    )
-    def exit(self, index: int, outcome: str, signature: str | None, stalled: bool, fate: str) -> None:
-        """Processes have ended, and the worker says so until it is answered."""
-        running = sorted((owner, name) for name, node in self.nodes.items() for owner in node.running())
-        owner, name = running[index % len(running)]
-        node = self.nodes[name]
-        node.ended[owner] = report(outcome, f"{outcome} on {name}", name, signature=signature, stalled=stalled)
-        self.say_so(node, owner, fate)
-
-    @precondition(lambda self: any(node.ended for node in self.nodes.values()))
-    @rule(index=INDEX, fate=FATE)
-    def exit_again(self, index: int, fate: str) -> None:
-        ended = sorted((owner, name) for name, node in self.nodes.items() for owner in node.ended)
-        owner, name = ended[index % len(ended)]
-        self.say_so(self.nodes[name], owner, fate)
-
-    def say_so(self, node: HonestWorker, owner: Owner, fate: str) -> None:
-        self.reports.append((owner, node.ended[owner]))
-        if fate != "late":
-            self.deliver(*self.reports[-1])
-        if fate == "answered":
-            node.drop(owner)
-
-    @precondition(lambda self: self.reports)
-    @rule(index=INDEX, changes=st.sampled_from([{}, {}, {"outcome": "crashed"}, *({"worker": name} for name in WORKERS)]))
-    def late_exit(self, index: int, changes: dict[str, str]) -> None:
-        """Also one that contradicts an earlier one, or from a worker that has nothing to do with it."""
-        owner, sent = self.reports[index % len(self.reports)]
-        parts = self.model.runs[owner[0]].attempts[owner[1] - 1].parts
-        if parts[sent.worker].has_reported and changes.get("worker") not in parts:
-            sent = sent.model_copy(update=changes)
-        self.deliver(owner, sent)
-
-    def deliver(self, owner: Owner, sent: ExitReport) -> None:
-        run = self.model.runs[owner[0]]
-        self.check(refusal(lambda: self.model.exit(run, owner[1], sent)), self.store.exit(*owner, sent))
-
-    @precondition(lambda self: any(run.attempts for run in self.model.runs.values()))
-    @rule(
-        index=INDEX,
-        late=st.sampled_from([0, 0, 0, 1]),
-        gap=st.sampled_from([0, 0, 0, -1, 1]),
-        kinds=st.lists(st.tuples(st.sampled_from(list(EVENT)), st.integers(0, 3)), min_size=1, max_size=3),
-    )
-    def events(self, index: int, late: int, gap: int, kinds: list[tuple[str, int]]) -> None:
-        run = self.run_of(index, LIVE)
-        number, first = max(1, len(run.attempts) - late), max(1, run.last_seq + 1 + gap)
-        self.report(run, number, [(seq, kind, step) for seq, (kind, step) in enumerate(kinds, start=first)])
-
-    def report(self, run: Run, number: int, sent: list[tuple[int, str, int]]) -> None:
-        refused = refusal(lambda: self.model.events(run, number, sent))
-        self.check(refused, self.store.apply_events(run.id, number, [read_event(EVENT[kind](seq, step)) for seq, kind, step in sent]))
-
-    @rule(name=NAME, leaves=st.sampled_from([False, False, True]))
-    def worker_ends(self, name: str, leaves: bool) -> None:
-        """It is told to, or is started anew: whatever ran there is killed. Nobody hears of it before the new process polls."""
-        if leaves:
-            self.nodes[name].is_leaving = True
-        else:
-            self.nodes[name].restart()
 
     # Time
 
