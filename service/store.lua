@@ -20,6 +20,7 @@ local KEY = {
   unheld = "millionway:unheld", -- "RUN/ATTEMPT" of gangs that not all workers hold yet, by placing time
   watched = "millionway:watched", -- when the leases were last looked at
   scheduler = "millionway:scheduler", -- which API process places runs, for some seconds
+  scan = "millionway:scan", -- how far the scheduler has looked through the queued runs
   usage = "millionway:usage", -- hash: owner -> "SLOT-SECONDS TIME", decayed
   throughput = "millionway:throughput", -- hash: what is trained on what -> images/s of a rank
   outcomes = "millionway:outcomes", -- hash: how attempts ended -> how many

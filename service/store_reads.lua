@@ -148,6 +148,8 @@ local function holding(id)
   return run
 end
 
+local SCANNED = 200
+
 -- What the scheduler decides from. Of a very long queue the best of each owner and the oldest of all, so that one owner's flood hides
 -- nobody else's runs. With `holder`, only the one API process that holds the scheduler's lease gets an answer.
 function OPERATIONS.snapshot(a)
@@ -181,6 +183,12 @@ function OPERATIONS.snapshot(a)
     for _, id in ipairs(redis.call("ZRANGE", KEY.queue(owner), 0, each - 1)) do take(id) end
     usage[owner] = redis.call("HGET", KEY.usage, owner) or nil
   end
-  for _, id in ipairs(redis.call("ZRANGE", KEY.status("queued"), 0, 199)) do take(id) end
+  for _, id in ipairs(redis.call("ZRANGE", KEY.status("queued"), 0, SCANNED - 1)) do take(id) end
+  if a.holder then -- and another stretch with each call, so that what cannot start hides nothing behind it for ever
+    local from = tonumber(redis.call("GET", KEY.scan) or SCANNED)
+    local page = redis.call("ZRANGE", KEY.status("queued"), from, from + SCANNED - 1)
+    for _, id in ipairs(page) do take(id) end
+    redis.call("SET", KEY.scan, #page == SCANNED and from + SCANNED or SCANNED)
+  end
   return { now = NOW, workers = list(workers), live = list(live), columns = WAITING, queued = list(queued), usage = usage }
 end

@@ -46,3 +46,17 @@ async def test_fp16_waits_for_gpus_also_with_device_auto(store: Store) -> None:
     cluster = await store.snapshot()
     assert cluster is not None
     assert [queued.device for queued in cluster.queued] == ["cuda"]
+
+
+async def test_every_queued_run_is_looked_at_in_time(store: Store) -> None:
+    """However many runs of its owner stand before it that cannot start."""
+    for _ in range(1250):
+        await store.submit(spec(), "alice")
+    last = await store.submit(spec(), "alice")
+    for _ in range(7):
+        cluster = await store.snapshot("scheduler")
+        assert cluster is not None
+        assert len(cluster.queued) < 1600
+        if last.id in {queued.run_id for queued in cluster.queued}:
+            return
+    pytest.fail("the last run is never looked at")
