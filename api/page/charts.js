@@ -3,8 +3,8 @@
 import { el, set, svg, text } from "./dom.js";
 import { integer } from "./words.js";
 
-const WIDTH = 400, HEIGHT = 200, LEFT = 58, RIGHT = 10, TOP = 10, BOTTOM = 24;
-const NUM_TICKS = 4;
+const WIDTH = 400, HEIGHT = 220, LEFT = 64, RIGHT = 10, TOP = 18, BOTTOM = 26;
+const MOST_VALUES = 6, MOST_STEPS = 4; // labels of an axis
 
 // show(points, references): points as of GET /runs/{id}/metrics, references [{name, value}]; `format` writes a value.
 export function chart(title, format) {
@@ -65,9 +65,9 @@ export function chart(title, format) {
     marks.replaceChildren(...references.flatMap(({ name, value }) =>
       level(value, svg("text", { x: WIDTH - RIGHT, y: y(value) - 4, "text-anchor": "end" }, `${name} ${format(value)}`))));
     grid.replaceChildren(
-      ...ticks(low, high).flatMap((value) =>
-        level(value, svg("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, format(value)))),
-      ...ticks(0, points.at(-1).last_step).map((step) =>
+      ...ticks(low, high, MOST_VALUES).flatMap((value) =>
+        level(value, svg("text", { x: LEFT - 6, y: y(value) + 5, "text-anchor": "end" }, format(value)))),
+      ...ticks(0, points.at(-1).last_step, MOST_STEPS).map((step) =>
         svg("text", { x: x(step), y: HEIGHT - 6, "text-anchor": step ? "middle" : "start" }, integer(step))));
     const ends = `from ${format(points[0].mean)} to ${format(points.at(-1).last)} at step ${integer(points.at(-1).last_step)}`;
     const beside = references.map(({ name, value }) => `, ${name} ${format(value)}`).join("");
@@ -91,8 +91,8 @@ function scale(from, to, start, end) {
 }
 
 // Round numbers of 1, 2 or 5 times a power of ten.
-function ticks(low, high) {
-  const rough = (high - low) / NUM_TICKS;
+function ticks(low, high, most) {
+  const rough = (high - low) / most;
   if (!(rough > 0)) return [];
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * ([1, 2, 5].find((factor) => factor * power >= rough) ?? 10);

@@ -103,14 +103,18 @@ export function runView(id) {
 function headPart(id, due) {
   const title = el("span", {}, id), status = chip(""), reason = el("p"), said = el("p", { role: "status", class: "said" });
   const bar = el("progress", { "aria-label": "Steps done" }), steps = el("span");
-  const figures = el("dl", { class: "figures" });
+  const figures = el("dl", { class: "figures" }), warnings = el("ul", { class: "warnings", "aria-label": "Warnings" });
   const buttons = Object.keys(REQUESTS).map((name) => el("button", { type: "button", class: name, click: () => ask(name) }, name));
   const node = el("header", { class: "run" },
-    el("h1", {}, title, " ", status), reason, el("div", { class: "bar" }, bar, steps), figures,
+    el("h1", {}, title, " ", status), reason, el("div", { class: "bar" }, bar, steps), figures, warnings,
     el("div", { class: "buttons" }, ...buttons), said);
   const showFigures = list(figures, ([name]) => name, ([name]) => {
     const value = el("dd");
     return { node: el("div", {}, el("dt", {}, name), value), show: ([, newer]) => text(value, newer) };
+  });
+  const showWarnings = list(warnings, ({ index }) => index, () => {
+    const node = el("li");
+    return { node, show: ({ message }) => text(node, message) };
   });
 
   async function ask(name) {
@@ -140,6 +144,8 @@ function headPart(id, due) {
       ["kNN", percent(run.knn)],
       ["phase", isRunning && progress ? run.phase : ""],
     ].filter(([, value]) => value));
+    showWarnings(run.warnings.map((message, index) => ({ message, index })));
+    warnings.hidden = run.warnings.length === 0;
     for (const button of buttons) {
       button.disabled = !POSSIBLE[button.textContent].includes(run.status);
       button.hidden = TERMINAL.includes(run.status);

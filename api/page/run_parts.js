@@ -198,7 +198,6 @@ export function factsPart() {
       ["submitted", time(run.created_at)],
       ["first placed", time(run.started_at)],
       ["ended", time(run.finished_at)],
-      ["warnings", run.warnings.join("\n")],
     ].filter(([, value]) => value !== null && value !== ""));
     text(spec, JSON.stringify(run.spec, null, 2));
   }

@@ -108,7 +108,7 @@ def test_no_request_makes_a_label_of_its_own(api: Reading) -> None:
     after = scrape(api.url)
     assert after.keys() == before
     assert {dict(labels).get("route") for _, labels in after} <= {
-        None, "other", "/metrics", "/runs/{run_id}", "/runs/{run_id}/logs", "/workers/{worker}/poll",
+        None, "other", "/", "/metrics", "/runs/{run_id}", "/runs/{run_id}/logs", "/workers/{worker}/poll",
     }  # fmt: skip
     assert {dict(labels).get("method") for _, labels in after} <= {None, "GET", "POST", "PUT", "other"}
 
