@@ -38,7 +38,9 @@ def find_file(runs_dir: Path | None, below: Path, name: str) -> tuple[Path, Stor
         raise FilesNotHere(f"{below} has no file {name!r}: there are {', '.join(files)}")
     path = runs_dir / below / name
     if not os.access(path, os.R_OK):
-        raise FilesNotHere(f"{below / name} is there, and this API's user may not read it: give it leave, or run the API as the workers' user")
+        raise FilesNotHere(
+            f"{below / name} is there, and this API's user may not read it: give it leave, or run the API as the workers' user"
+        )
     return path, files[name], path.stat(follow_symlinks=False)
 
 

@@ -68,6 +68,9 @@ def main() -> int:
         say(f"FAIL  {error}")
         results.append({"name": "start", "passed": False, "seconds": round(time.monotonic() - begun, 1), "detail": str(error)})
         stack.save_logs(given.logs / "start")
+    except KeyboardInterrupt:
+        say("interrupted: removing everything")
+        return 130
     finally:
         stack.down()
     passed = sum(result["passed"] for result in results)

@@ -106,7 +106,10 @@ PLAN = Plan(
 @pytest.mark.parametrize(
     ("changes", "texts"),
     [
-        ({}, ["starts now on 8 ranks: w1, w2", "images      1,281,167", "rows             1.0 MiB", "encoder          not known", "2:02:05"]),
+        (
+            {},
+            ["starts now on 8 ranks: w1, w2", "images      1,281,167", "rows             1.0 MiB", "encoder          not known", "2:02:05"],
+        ),
         ({"feasible": False, "starts_now": False}, ["cannot run on the workers that there are"]),
         ({"starts_now": False, "position": 4}, ["waits at position 4 in the queue"]),
         ({"eta_seconds": None, "num_images": None, "memory": None}, ["images      not known", "no run like it has trained yet"]),
