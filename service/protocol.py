@@ -1,6 +1,7 @@
 """What travels over HTTP besides RunSpec and the records of service/runs.py. Server and clients share these models.
 
-Every request but the health routes, the page's files and the OpenAPI document carries a key: `Authorization: Bearer mw_...`. Roles: U user (its own runs), A admin, W worker.
+Every request but those for the health routes, the page's files and the OpenAPI document carries a key: `Authorization: Bearer mw_...`.
+Roles: U user (its own runs), A admin, W worker.
 
 For people and their programs
     POST  /runs                          U  RunSpec -> 201 Run, Location; Idempotency-Key honoured for 24 h
