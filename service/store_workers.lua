@@ -33,16 +33,20 @@ local function instruction(run)
   return STOPPING[run.status] and "stop" or "continue"
 end
 
+-- What is known of an attempt on one of its nodes. Once all nodes have taken it, or ended it already, the gang is not waited for.
+local function set_state(run, attempt, node, state)
+  redis.call("HSET", KEY.attempt(run.id, attempt.number), "state:" .. node, state)
+  attempt["state:" .. node] = state
+  for other = 0, #cjson.decode(attempt.members) - 1 do
+    if not attempt["state:" .. other] then return end
+  end
+  redis.call("ZREM", KEY.unheld, run.id .. "/" .. attempt.number)
+end
+
 -- The worker holds this part of the attempt now.
 local function accept(run, attempt, node, held)
   local key = KEY.attempt(run.id, run.attempt)
-  if not attempt["state:" .. node] then
-    redis.call("HSET", key, "state:" .. node, "held")
-    attempt["state:" .. node] = "held"
-    local all = true
-    for other = 0, #cjson.decode(attempt.members) - 1 do all = all and attempt["state:" .. other] end
-    if all then redis.call("ZREM", KEY.unheld, run.id .. "/" .. run.attempt) end
-  end
+  if not attempt["state:" .. node] then set_state(run, attempt, node, "held") end
   if node == 0 and held.master_port and not attempt.master_port then
     redis.call("HSET", key, "master_port", held.master_port)
     for _, member in ipairs(cjson.decode(attempt.members)) do publish("worker:" .. member.worker) end
@@ -132,7 +136,7 @@ function OPERATIONS.exit(a)
   if not node then refuse_lost(run, a.attempt) end
   if attempt["exit:" .. node] then return {} end
   redis.call("HSET", key, "exit:" .. node, cjson.encode({ exit_code = a.exit_code, reason = a.reason, log_tail = a.log_tail }))
-  redis.call("HSET", key, "state:" .. node, a.outcome)
+  set_state(run, attempt, node, a.outcome)
   if a.stalled then redis.call("HSET", key, "stalled", "1") end
   free_slots(a.worker, a.run_id .. "/" .. a.attempt)
   if not is_held(run, a.attempt) then

@@ -168,5 +168,12 @@ def test_the_store_does_what_its_model_does_whatever_happens(hasty_url: str) -> 
     """No slot owned twice, one live attempt per run, no stale report accepted, no end left, no run forgotten."""
     run_state_machine_as_test(
         type("Machine", (CheckedMachine,), {"url": hasty_url}),
-        settings=settings(max_examples=80, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck), database=None),
+        settings=settings(
+            max_examples=80,
+            stateful_step_count=50,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            database=None,
+            report_multiple_bugs=False,
+        ),
     )

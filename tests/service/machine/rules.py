@@ -16,8 +16,10 @@ from hypothesis.stateful import initialize, precondition, rule
 
 from service.lifecycle import LIVE, Status
 from service.protocol import RunPatch
+from service.scheduling.board import Board
 from service.scheduling.decide import decide
-from service.scheduling.model import Place, Stop
+from service.scheduling.explain import explain_on
+from service.scheduling.model import Place, Policy, Stop
 from service.spec import RunSpec
 from service.store import Store
 from tests.conftest import emptied
@@ -131,13 +133,16 @@ class StoreMachine(WorkerRules):
 
     @rule(rounds=st.integers(0, 3))
     def schedule(self, rounds: int) -> None:
-        """What is decided from a snapshot, with nothing in between, is possible. Then all workers poll so often."""
+        """What is decided from a snapshot, with nothing in between, is possible, and every run that waits has a reason. Then all workers
+        poll so often."""
         cluster = self.call(self.store.snapshot())
         assert {queued.run_id for queued in cluster.queued} == self.model.placeable()
         free = {name: tuple(slot for slot in range(n) if slot not in self.model.workers[name].owned) for name, n in WORKERS.items()}
         heard = {name for name, worker in self.model.workers.items() if worker.is_heard and not worker.is_leaving}
         assert {node.id: node.free for node in cluster.nodes} == {name: free[name] for name in heard}
         decisions = decide(cluster)
+        board = Board(cluster, decisions, Policy())
+        assert all(explain_on(queued, board).reasons for queued in cluster.queued)
         for stop in decisions.stops:
             assert self.model.stop(self.model.runs[stop.run_id], stop.cause)
             assert self.call(self.store.stop(stop))
