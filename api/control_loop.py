@@ -88,10 +88,12 @@ class Scheduler:
 
     def explained(self, queued: Queued, board: Board) -> Explanation:
         """Computed once for all runs of a kind: they wait for the same."""
-        kind = (queued.owner, queued.priority, queued.shapes, queued.device, queued.storage, queued.avoid, queued.run_id in board.places)
+        its_own = queued.run_id if queued.run_id in board.reservations or queued.run_id in board.places else None
+        position = board.positions[queued.run_id]
+        kind = (its_own, position == 1, queued.owner, queued.priority, queued.shapes, queued.device, queued.storage, queued.avoid)
         if kind not in self._explained:
             self._explained[kind] = explain_on(queued, board)
-        return replace(self._explained[kind], position=board.positions[queued.run_id])
+        return replace(self._explained[kind], position=position)
 
     def _note(self, cluster: Cluster, decisions: Decisions) -> None:
         self._board, self.seen_at = Board(cluster, decisions, self.policy), time.monotonic()

@@ -140,7 +140,7 @@ def _not_yet(queued: Queued, board: Board, position: int) -> Iterator[Reason]:
     if not _anywhere(queued, board.pool):
         yield Reason("busy", _busy(queued, board))
     if position > 1:
-        yield Reason("behind_others", f"{_count(position - 1, 'run')} {'is' if position == 2 else 'are'} ahead of it")
+        yield Reason("behind_others", "others are tried before it: they have a higher priority, an owner who uses less, or came first")
 
 
 def _busy(queued: Queued, board: Board) -> str:

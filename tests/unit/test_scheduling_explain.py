@@ -74,7 +74,7 @@ def test_runs_ahead_are_counted_and_what_they_would_take_is_not_promised() -> No
     case = cluster([node("a")], [queued("r1", (1, 8)), queued("r2", (1, 8))], [live("x", ["a"], ends_at=NOW + 60)])
     found = explained(case, "r2")
     assert (tokens(found), found.position, found.starts_at) == (["busy", "behind_others"], 2, None)
-    assert found.reasons[1].message == "1 run is ahead of it"
+    assert (found.reasons[1].token, found.position) == ("behind_others", 2)
     assert found.starts_if == ("at priority 1 it would preempt run x",)
 
 
