@@ -176,7 +176,7 @@ function OPERATIONS.snapshot(a)
   local function take(id)
     if not taken[id] and not ending[id] then -- its last attempt's processes are not known to be gone everywhere
       taken[id] = true
-      queued[#queued + 1] = redis.call("HMGET", KEY.run(id), unpack(WAITING)) -- as rows: half the time of the whole call
+      queued[#queued + 1] = redis.call("HMGET", KEY.run(id), unpack(WAITING)) -- rows: named fields took a third of the call
     end
   end
   for _, owner in ipairs(owners) do
