@@ -40,7 +40,7 @@ def runs(
         found, has_more = newest_runs(client, limit, status=status, owner=owner, labels=labels)
     table = Table("run", "name", "owner", "status", "priority", "attempt", "step", "kNN %", "created", "reason", box=None)
     for run in found:
-        place = f" #{run.wait.position}" if run.wait else ""
+        place = f" #{run.wait.position}" if run.wait and run.wait.position is not None else ""
         step = f"{run.progress.step}/{run.progress.num_steps}" if run.progress else "-"
         knn = "-" if run.knn is None else f"{run.knn:.1f}"
         cells = (run.id, run.name, run.owner, run.status + place, str(run.priority), str(run.attempt), step, knn, when(run.created_at))

@@ -108,7 +108,8 @@ def one_line(run: Run, note: str = "") -> str:
 def wait_lines(wait: Wait) -> Iterator[str]:
     """Why a run waits, each reason, and what would let it start."""
     start = "" if wait.starts_at is None else f", expected to start at {clock(wait.starts_at)}"
-    yield f"position {wait.position} in the queue{start}"
+    if wait.position is not None:
+        yield f"position {wait.position} in the queue{start}"
     yield from (f"waits: {reason.message} ({reason.token})" for reason in wait.reasons)
     yield from (f"starts now with: {what}" for what in wait.starts_if)
 

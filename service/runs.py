@@ -92,8 +92,8 @@ class Wait(Record):
     """What would let it start now, each a sentence."""
     starts_at: float | None
     """Unix time at which it is expected to start; null where that is not known."""
-    position: int
-    """In the order in which queued runs are tried, from 1."""
+    position: int | None
+    """In the order in which queued runs are tried, from 1; null where the scheduler did not look at it in its last pass."""
 
 
 class Parent(Record):

@@ -23,7 +23,8 @@ export function waitPart() {
   function show({ wait }) {
     node.hidden = !wait;
     if (!wait) return;
-    text(place, `Place ${integer(wait.position)} in the queue${wait.starts_at ? `; expected to start ${time(wait.starts_at)}` : ""}.`);
+    const start = wait.starts_at ? `; expected to start ${time(wait.starts_at)}` : "";
+    text(place, wait.position === null ? "" : `Place ${integer(wait.position)} in the queue${start}.`);
     showReasons(wait.reasons);
     showChanges(wait.starts_if);
     wish.hidden = wait.starts_if.length === 0;
