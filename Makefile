@@ -27,7 +27,7 @@ up: $(INSTALLED) ## Redis, the API and a worker, until Ctrl-C
 test: $(INSTALLED) lint ## lint, types, import contracts, and all tests
 	$(BIN)/python -m pytest
 
-test-compose: $(INSTALLED) ## the deployment on this machine's Docker engine, containers killed and cut off; about 15 minutes; DATA=folder
+test-compose: $(INSTALLED) ## the deployment on this machine's Docker engine, containers killed and cut off; about 12 minutes; DATA=folder
 	@$(BIN)/python -m tests.compose $(if $(DATA),--data "$(DATA)")
 
 lint: $(INSTALLED) ## format, lint, types, import contracts
