@@ -72,7 +72,10 @@ def main() -> int:
         say("interrupted: removing everything")
         return 130
     finally:
-        stack.down()
+        try:
+            stack.down()
+        except Failed as error:
+            say(f"something is left, which the next test removes: {error}")
     passed = sum(result["passed"] for result in results)
     say(f"{passed} of {len(results)} scenarios passed")
     if given.json:
