@@ -36,7 +36,11 @@ def main() -> int:
     def say(text: str) -> None:
         print(f"{time.monotonic() - begun:7.1f} s  {text}", flush=True)  # noqa: T201 - for the person who waits
 
-    stack = Stack(compose_command(), given.data)
+    try:
+        stack = Stack(compose_command(), given.data)
+    except Failed as error:
+        say(f"FAIL  {error}")
+        return 1
     try:
         stack.down()  # what a killed test left
         if not given.no_build:

@@ -37,7 +37,9 @@ def check(condition: bool, message: str) -> None:
 
 
 def compose_command() -> list[str]:
-    """`docker compose` where there is one, else docker-compose."""
+    """`docker compose` where there is one, else docker-compose. Raises Failed without either, and where no engine answers."""
+    engine = subprocess.run([DOCKER, "info"], capture_output=True, text=True, check=False) if shutil.which("docker") else None
+    check(engine is not None and engine.returncode == 0, "no Docker engine answers `docker info`: install and start one")
     if subprocess.run([DOCKER, "compose", "version"], capture_output=True, check=False).returncode == 0:
         return [DOCKER, "compose"]
     if shutil.which("docker-compose"):
