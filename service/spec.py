@@ -181,7 +181,7 @@ class _Loader(yaml.SafeLoader):
 def read_spec(text: str) -> RunSpec:
     """YAML or JSON text as a specification. Raises InvalidSpec."""
     try:
-        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe one
+        document = _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
