@@ -79,7 +79,7 @@ def test_a_queued_run_shows_its_place_every_reason_and_what_would_help(api: Read
     """In the list, and in full."""
     api.started()
     waiting = [api.submit(), api.submit()]
-    wait_until(lambda: api.client.run(waiting[1].id).wait, "the scheduler has seen them")
+    wait_until(lambda: (wait := api.client.run(waiting[1].id).wait) and wait.position == 2, "the scheduler has seen them")
     assert "queued #2" in said(api, "runs")
     shown = said(api, "show", waiting[1].id)
     for text in ("position 2 in the queue", "(busy)", "(behind_others)", "starts now with: "):

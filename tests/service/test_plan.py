@@ -66,7 +66,7 @@ def test_behind_others_the_plan_has_the_position_and_what_would_help(api: Readin
     """A run holds the worker, another waits: the third would be second in the queue, and first with a higher priority."""
     api.started()
     waiting = api.submit()
-    wait_until(lambda: (api.client.run(waiting.id).wait or None) is not None, "the scheduler has seen the second run")
+    wait_until(lambda: (wait := api.client.run(waiting.id).wait) and wait.position is not None, "the scheduler has seen the second run")
     plan = planned(api)
     assert (plan.feasible, plan.starts_now, plan.position) == (True, False, 2)
     assert {"busy", "behind_others"} <= {reason.token for reason in plan.reasons}
@@ -80,7 +80,7 @@ def test_nothing_is_stored(api: Reading) -> None:
     for _ in range(3):
         planned(api)
     assert api.client.runs().runs == []
-    assert api.submit().wait is None or api.submit().wait.position == 1
+    assert (wait := api.submit().wait) is None or wait.position in (None, 1)
 
 
 def test_a_user_without_admin_rights_may_plan_and_a_worker_may_not(http: httpx.Client, user_key: str) -> None:
