@@ -33,7 +33,7 @@ def main() -> None:
     sys.setswitchinterval(0.001)  # so that a thread that computes (a pass of the scheduler) keeps no request waiting
     app = create_app(settings)
     # A full collection goes through everything that was imported, a third of a second in which no request is answered: what stands
-    # now stays out of it, and the others come more seldom. Measured: p99 under load from 0.5 s to 0.1 s.
+    # now stays out of it, and the others come more seldom (LOG.md).
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)

@@ -56,13 +56,16 @@ def test_the_start_of_a_gang_takes_no_longer_than_its_processes(gang: Service) -
 
 @pytest.mark.parametrize("node", [0, 1])
 def test_a_rank_that_dies_ends_the_attempt_on_all_nodes(gang: Service, node: int) -> None:
-    """Its node names the signal, whichever of the two noticed first; no process is left, and the next attempt ends well."""
+    """Its node names the signal, also where the other one noticed first; no process is left, and the next attempt ends well."""
+    gang.kill_api()
+    gang.lease_seconds = 8.0  # for so long a node that only lost its peers leaves the word to the one at fault, however busy the machine
+    gang.start_api()
     run = gang.submit("steady", steps=250, nodes=2, ranks_per_node=2)
     run = gang.wait(run, Status.RUNNING)
     wait_until(lambda: len(gang.steps(run.id)) > 10, "it trains")
     worker = f"{run.workers[node]} {gang.runs_dir}"
     os.kill(processes.rank_processes(run.id, 1, worker)[-1], signal.SIGKILL)
-    assert gang.entry(run, "lost", 20)
+    assert "was ended by signal 9" in gang.entry(run, "lost", 20).reason
     wait_until(lambda: "was ended by signal 9" in gang.client.attempts(run.id)[0].members[node].reason, "its node says so", seconds=20)
     wait_until(lambda: processes.attempt_processes(run.id, 1) == [], "no process is left", seconds=3)
     assert gang.wait(run, Status.SUCCEEDED, seconds=30).attempt == 2
