@@ -85,11 +85,11 @@ async def make_first_keys(keys: Keys, directory: Path) -> bool:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     known = await keys.create_first({role: _first_secret(directory, role) for role in FIRST_KEYS})
     for role in FIRST_KEYS:
-        with contextlib.suppress(FileNotFoundError):  # it was there before, or another process was faster
+        # A link, which never replaces: a process that looked between another's two calls has made a second hidden file, which nobody knows.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
             if known:
-                _hidden(directory, role).replace(directory / f"{role}.key")
-            else:
-                _hidden(directory, role).unlink()
+                (directory / f"{role}.key").hardlink_to(_hidden(directory, role))
+        _hidden(directory, role).unlink(missing_ok=True)
     return known
 
 

@@ -94,7 +94,9 @@ def test_the_first_keys_are_made_once_by_whoever_comes_first(redis_url: str, tmp
     assert [stat.S_IMODE((folder / name).stat().st_mode) for name in ("admin.key", "worker.key", ".")] == [0o600, 0o640, 0o700]
     assert [_works(redis_url, (folder / f"{role}.key").read_text().strip()) for role in ("admin", "worker")] == [Role.ADMIN, Role.WORKER]
     before = [(folder / f"{role}.key").read_bytes() for role in ("admin", "worker")]
+    (folder / ".worker.key").write_text(new_secret())  # by a process that looked while another gave the first its name
     assert _make(redis_url, str(folder))
+    assert not (folder / ".worker.key").exists()
     assert [(folder / f"{role}.key").read_bytes() for role in ("admin", "worker")] == before
 
 
