@@ -106,8 +106,17 @@ class Classifier(Section):
     """`prior`: each row starts as its image's feature under the random encoder (paper: contrastive prior)."""
     parallelism: Literal["class", "zero3"] = "class"
     """`class`: each rank keeps N/P rows and features travel; `zero3`: rows are a parameter that DeepSpeed partitions and gathers."""
-    chunk_size: int = Field(default=8192, ge=16, le=1_048_576)
-    """Classes whose scores are held at a time; memory is global batch x chunk_size x 4 bytes."""
+    products: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the classifier's matrix products; sums and updates are fp32. `auto`: that of `precision`, or fp32 where the device has
+    no such products. A CPU never multiplies fp16."""
+    rows_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """How the rows are kept. 16 bits halve their memory; updates are then rounded stochastically."""
+    momentum_dtype: Literal["fp32", "bf16"] = "fp32"
+    """How the rows' momentum is kept; bf16 with stochastic rounding."""
+    rows_on: Literal["device", "host"] = "device"
+    """`host`: rows and momentum stay in host memory and travel to the GPU chunk by chunk, for more classes than it holds."""
+    chunk_size: int | None = Field(default=None, ge=16, le=1_048_576)
+    """Classes whose scores are held at a time. Default: what suits the device's caches (on a CPU 4096)."""
 
 
 class Augmentation(Section):

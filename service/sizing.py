@@ -17,6 +17,9 @@ from service.protocol import MemoryEstimate
 from service.spec import RunSpec
 
 FP32 = 4
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+CPU_CHUNK, CPU_TILE, GPU_SCORES = 4096, 256, 1 << 25
+"""Classes and samples of a tile of scores on a CPU, scores of a chunk on a GPU (trainer/classifier/choose.py takes them from here)."""
 REDUCE_BUCKET = 50_000_000
 """Gradients that DeepSpeed's ZeRO collects before it reduces them (trainer/engine.py); on a GPU the buffer is taken whole."""
 SAME_SIZE = frozenset({"img_size", "drop_rate", "drop_path_rate", "zero_init_last"})
@@ -58,12 +61,14 @@ def backbone_size(spec: RunSpec) -> BackboneSize | None:
 def memory_per_rank(spec: RunSpec, num_images: int, num_ranks: int) -> MemoryEstimate:
     """Of the rank that holds most, at the peak of a training step."""
     size = backbone_size(spec)
-    rows = -(-num_images // num_ranks) * spec.classifier.embedding_size * FP32
+    section = spec.classifier
+    num_elements = -(-num_images // num_ranks) * section.embedding_size
+    rows, momentum = num_elements * BYTES[section.rows_dtype], num_elements * BYTES[section.momentum_dtype]
     work = _classifier_work(spec, num_images, num_ranks)
     encoder = _encoder(spec, size, num_ranks) if size else None
     activations = _activations(spec, size, num_ranks) if size else None
-    total = None if encoder is None or activations is None else 2 * rows + work + encoder + activations
-    return MemoryEstimate(rows=rows, rows_momentum=rows, classifier_work=work, encoder=encoder, activations=activations, total=total)
+    total = None if encoder is None or activations is None else rows + momentum + work + encoder + activations
+    return MemoryEstimate(rows=rows, rows_momentum=momentum, classifier_work=work, encoder=encoder, activations=activations, total=total)
 
 
 def local_batch(spec: RunSpec, num_ranks: int) -> int:
@@ -90,15 +95,17 @@ def _classifier_work(spec: RunSpec, num_images: int, num_ranks: int) -> int:
         n, B, gathered = num_images, b, 2 * num_images * D * FP32
     else:
         n, B, gathered = -(-num_images // num_ranks), b * num_ranks, 0
-    # A chunk's scores and their exponentials, in fp32, and these once more in fp64, which their sum is taken in; the chunk's rows.
-    scores = (2 * FP32 + 8) * B * min(section.chunk_size, n) + 3 * min(section.chunk_size, n) * D * FP32
+    # A tile of scores, and the chunk's rows: as they are read, of unit norm, their gradient (trainer/classifier/choose.py).
+    on_cpu = spec.resources.device == "cpu"
+    chunk = min(n, section.chunk_size or (CPU_CHUNK if on_cpu else max(256, GPU_SCORES // B)))
+    scores = chunk * (min(B, CPU_TILE) if on_cpu else B) * FP32 + 3 * chunk * D * FP32
     # Features, their gradients and targets, as they were gathered and as they travel; ids and weights of the target classes.
     step = gathered + scores + 7 * B * D * FP32 + 40 * B * (1 + K)
     if section.hardest_by != "class_similarity" or not K:
         return step
-    # Between two steps: the table, unit-norm rows, and scores with ids of the nearest so far (trainer/classifier/similarity.py).
+    # Between two steps: scores of a block, keys of the nearest so far of the rows that are asked for (trainer/classifier/similarity.py).
     block = min(4096, n)
-    search = n * D * FP32 + n * K * (FP32 + 8) + block * (block + 4 * K) * FP32
+    search = min(262_144, n) * K * 8 + block * (block + 4 * K) * FP32
     return n * K * 4 + max(step, search)
 
 

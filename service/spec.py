@@ -107,6 +107,13 @@ class RunSpec(Section):
                 "classifier.parallelism is zero3 with precision fp16: the rows would be fp16 too: set parallelism to class, or "
                 "precision to bf16"
             )
+        for name, kept in {"rows_dtype": "fp32", "momentum_dtype": "fp32", "rows_on": "device"}.items():
+            value = getattr(self.classifier, name)
+            if self.classifier.parallelism == "zero3" and value != kept:
+                raise ValueError(
+                    f"classifier.{name} is {value} with parallelism zero3: DeepSpeed then keeps the rows, in fp32 on the device: set "
+                    f"parallelism to class, or {name} to {kept}"
+                )
         if self.precision == "fp16" and self.resources.device == "cpu":
             raise ValueError("precision is fp16 on resources.device cpu: CPUs have no fast fp16: use fp32 or bf16")
         if self.classifier.parallelism == "zero3" and self.zero_stage != 3:

@@ -139,7 +139,9 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
         engine.backward(loss)
         engine.step()
         if engine.was_step_applied():  # an fp16 overflow skips the step on every rank alike: the rows skip it too
-            classifier.step(factor * classifier_rate)
+            classifier.step(factor * classifier_rate, step)
+        else:
+            classifier.skip_step()
         average_buffers(encoder, process.world_size)
         meter.count(loss, batch)
 

@@ -12,11 +12,13 @@ import torch.distributed as dist
 from tests.distributed.launch import on_ranks
 from trainer.classifier import similarity
 from trainer.classifier.build import random_rows
-from trainer.classifier.loss import SoftTargets
+from trainer.classifier.chunked import ChunkedBackend
 from trainer.classifier.oracle import DenseClassifier, nearest_classes
+from trainer.classifier.products import Fp32
 from trainer.classifier.shard import Shard
 from trainer.classifier.sharded import ShardedClassifier
 from trainer.classifier.similarity import keeps_hardest, refresh_hardest
+from trainer.classifier.targets import SoftTargets
 from trainer.classifier.zero3 import Zero3Classifier
 
 pytestmark = pytest.mark.distributed
@@ -73,7 +75,7 @@ def sharded(case: str) -> dict[str, Any]:
     num_classes, sizes, targets, similar = CASES[case]
     rank, P = dist.get_rank(), dist.get_world_size()
     classifier = ShardedClassifier(
-        num_classes, D, targets, capacity=-(-max(sizes) // P), chunk_size=5, momentum=MOMENTUM, weight_decay=DECAY
+        num_classes, D, targets, capacity=-(-max(sizes) // P), momentum=MOMENTUM, weight_decay=DECAY, backend=ChunkedBackend(Fp32(), 5, 7)
     )
     shard = classifier.shard
     classifier.rows_nD.copy_(random_rows(shard.start, shard.stop, D, seed=0))
@@ -154,7 +156,7 @@ def test_the_zero3_classifier_gives_the_oracles_loss_and_gradients() -> None:
     """The whole-matrix implementation, without an engine, equals autograd through the dense scores."""
     targets = SoftTargets(0.15, 0.2, 7)
     rows = random_rows(0, 101, D, seed=0)
-    oracle, classifier = DenseClassifier(rows, targets), Zero3Classifier(101, D, targets, chunk_size=13)
+    oracle, classifier = DenseClassifier(rows, targets), Zero3Classifier(101, D, targets, backend=ChunkedBackend(Fp32(), 13, 5))
     classifier.rows_ND.data.copy_(rows)
     ((x_BD, instance_B),) = batches(101, [12])
     mine, theirs = x_BD.clone().requires_grad_(), x_BD.clone().requires_grad_()

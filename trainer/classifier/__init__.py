@@ -8,8 +8,8 @@ classes, D embedding size, K hardest classes, P ranks. "Paper" is Liu et al., AA
 """
 
 from trainer.classifier.build import build_classifier
-from trainer.classifier.loss import SoftTargets
 from trainer.classifier.sharded import ShardedClassifier
+from trainer.classifier.targets import SoftTargets
 from trainer.classifier.zero3 import Zero3Classifier
 
 InstanceClassifier = ShardedClassifier | Zero3Classifier

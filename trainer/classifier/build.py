@@ -6,36 +6,50 @@ import torch
 from torch import Tensor
 
 from service.spec import RunSpec
-from trainer.classifier.loss import SoftTargets
+from trainer.classifier.choose import choose_backend
 from trainer.classifier.shard import this_shard
 from trainer.classifier.sharded import ShardedClassifier
+from trainer.classifier.targets import SoftTargets
 from trainer.classifier.zero3 import Zero3Classifier
 
 BLOCK = 65_536  # rows drawn from one seed, so that a rank draws its own shard without drawing all
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_classifier(spec: RunSpec, num_classes: int, device: torch.device) -> ShardedClassifier | Zero3Classifier:
     """The classifier of `spec` with random rows of unit norm; the same rows for any number of ranks."""
     section, optimizer = spec.classifier, spec.optimizer
     targets = SoftTargets(section.temperature, section.smoothing, section.hardest_k)
+    world_size = this_shard(num_classes).world_size
+    capacity = -(-optimizer.global_batch_size // world_size) * spec.augmentation.views_per_image
+    precision = spec.precision if section.products == "auto" else section.products
+    samples = capacity if section.parallelism == "zero3" else capacity * world_size
+    backend = choose_backend(device, precision, samples, section.embedding_size, section.chunk_size)
     if section.parallelism == "zero3":
-        whole = Zero3Classifier(num_classes, section.embedding_size, targets, chunk_size=section.chunk_size)
+        whole = Zero3Classifier(num_classes, section.embedding_size, targets, backend=backend)
         whole.rows_ND.data.copy_(random_rows(0, num_classes, section.embedding_size, spec.seed))
         return whole
     decay = optimizer.classifier_weight_decay
-    capacity = -(-optimizer.global_batch_size // this_shard(num_classes).world_size) * spec.augmentation.views_per_image
     sharded = ShardedClassifier(
         num_classes,
         section.embedding_size,
         targets,
         capacity=capacity,
-        chunk_size=section.chunk_size,
         momentum=optimizer.momentum,
         weight_decay=optimizer.weight_decay if decay is None else decay,
         device=device,
+        rows_on=section.rows_on,
+        rows_dtype=DTYPES[section.rows_dtype],
+        momentum_dtype=DTYPES[section.momentum_dtype],
+        backend=backend,
     )
     shard = sharded.shard
-    sharded.rows_nD.copy_(random_rows(shard.start, shard.stop, section.embedding_size, spec.seed))
+    for start in range(shard.start, shard.stop, BLOCK):
+        stop = min(start + BLOCK, shard.stop)
+        rows_CD = random_rows(start, stop, section.embedding_size, spec.seed)
+        sharded.rows_nD[start - shard.start : stop - shard.start] = rows_CD.to(sharded.rows_nD)
     return sharded
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.classifier.loss import SoftTargets
+from trainer.classifier.targets import SoftTargets
 
 
 class DenseClassifier(nn.Module):

@@ -1,9 +1,13 @@
 """The hardest classes by class similarity: of each class, the K classes whose rows are nearest, cos(w_i, w_j).
 
-Found over all ranks block by block, every refresh_epochs: beside the table, a unit-norm copy of the own rows and one block.
+Found over all ranks block by block, every refresh_epochs. Beside the table, memory is that of the blocks: each rank's rows travel once
+for every QUERIES rows of the largest shard.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
 
 import deepspeed
 import torch
@@ -11,13 +15,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.classifier.loss import merge_top_k
 from trainer.classifier.shard import Shard
 from trainer.classifier.sharded import ShardedClassifier
+from trainer.classifier.targets import score_pairs
+from trainer.classifier.topk import HardestClasses, key_classes
 from trainer.classifier.zero3 import Zero3Classifier
 from trainer.watch import Watch
 
 BLOCK = 4096  # rows that travel, and that are scored, at a time
+QUERIES = 262_144  # own rows whose nearest are sought at a time
 
 
 @torch.no_grad()
@@ -44,28 +50,49 @@ def keeps_hardest(classifier: ShardedClassifier | Zero3Classifier, wanted: bool)
 
 
 def nearest_classes(rows_nD: Tensor, shard: Shard, k: int, watch: Watch | None = None) -> Tensor:
-    """[n, K] int32: of each own class, the global ids of the k nearest other classes, nearest first."""
-    n, D = rows_nD.shape
-    own_nD = F.normalize(rows_nD, dim=1)
-    value_nK = rows_nD.new_full((n, k), -torch.inf)
-    class_nK = torch.full((n, k), -1, device=rows_nD.device)
-    for source in range(shard.world_size):
+    """[n, K] int32: of each own class, the global ids of the k nearest other classes, nearest first. Every rank calls."""
+    table_nK = torch.full((len(rows_nD), k), -1, dtype=torch.int32, device=rows_nD.device)
+    for first in range(0, max(len(shard.of(rank)) for rank in range(shard.world_size)), QUERIES):
+        queries = range(first, max(first, min(first + QUERIES, len(rows_nD))))
+        table_nK[queries.start : queries.stop] = _nearest(rows_nD, shard, queries, k, watch)
+    return table_nK
+
+
+def _nearest(rows_nD: Tensor, shard: Shard, queries: range, k: int, watch: Watch | None) -> Tensor:
+    """[len(queries), K] int32 for these own rows. Every rank calls."""
+    asked = [slice(at, min(at + BLOCK, queries.stop)) for at in range(queries.start, queries.stop, BLOCK)]
+    own_a = [torch.arange(shard.start + at.start, shard.start + at.stop, device=rows_nD.device) for at in asked]
+    hardest_a = [HardestClasses(own_q, k) for own_q in own_a]
+    slack = (rows_nD.shape[1] + 8) * 2.0**-23
+    for first, block_CD in _blocks(rows_nD, shard):
+        unit_CD = F.normalize(block_CD, dim=1)
+        for at, hardest in zip(asked, hardest_a, strict=True):
+            unit_qD = F.normalize(rows_nD[at].float(), dim=1)
+            hardest.offer(unit_CD @ unit_qD.T, first, 1.0, slack, partial(score_pairs, block_CD, unit_qD))
+        if watch is not None:
+            watch.beat()
+    found = [key_classes(hardest.keys()).to(torch.int32) for hardest in hardest_a]
+    return torch.cat(found) if found else torch.empty(0, k, dtype=torch.int32, device=rows_nD.device)
+
+
+def _blocks(rows_nD: Tensor, shard: Shard) -> Iterator[tuple[int, Tensor]]:
+    """(class of its first row, rows [C, D] fp32) of every block of every rank, in ascending order; the next one is on its way."""
+
+    def send(source: int, first: int) -> tuple[Tensor, dist.Work | None]:
         theirs = shard.of(source)
-        for first in range(theirs.start, theirs.stop, BLOCK):
-            size = min(BLOCK, theirs.stop - first)
-            at = first - theirs.start
-            block_CD = own_nD[at : at + size].contiguous() if source == shard.rank else own_nD.new_empty(size, D)
-            if shard.world_size > 1:
-                dist.broadcast(block_CD, src=source)
-            for low in range(0, n, BLOCK):
-                rows = slice(low, min(low + BLOCK, n))
-                score_qC = own_nD[rows] @ block_CD.T
-                if source == shard.rank:  # the class itself: global ids first .. on the columns, start + low .. on the rows
-                    score_qC.diagonal(offset=shard.start + low - first).fill_(-torch.inf)
-                value_qK, column_qK = score_qC.topk(min(k, size), dim=1)
-                value_nK[rows], class_nK[rows] = merge_top_k(
-                    torch.cat([value_nK[rows], value_qK], 1), torch.cat([class_nK[rows], column_qK + first], 1), k
-                )
-                if watch is not None:
-                    watch.beat()
-    return class_nK.to(torch.int32)
+        size, at = min(BLOCK, theirs.stop - first), first - theirs.start
+        block_CD = (
+            rows_nD[at : at + size].float() if source == shard.rank else rows_nD.new_empty(size, rows_nD.shape[1], dtype=torch.float32)
+        )
+        return block_CD, dist.broadcast(block_CD, src=source, async_op=True) if shard.world_size > 1 else None
+
+    ranks = range(shard.world_size)
+    starts = [(source, first) for source in ranks for first in range(shard.of(source).start, shard.of(source).stop, BLOCK)]
+    coming = send(*starts[0]) if starts else None
+    for number, (_, first) in enumerate(starts):
+        assert coming is not None
+        block_CD, work = coming
+        coming = send(*starts[number + 1]) if number + 1 < len(starts) else None
+        if work is not None:
+            work.wait()
+        yield first, block_CD

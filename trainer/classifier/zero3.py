@@ -14,17 +14,25 @@ import torch.nn.functional as F
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
-from trainer.classifier.loss import SoftTargets, row_gradients, scan, target_classes, target_pull
+from trainer.classifier.backend import Backend, SecondPass
+from trainer.classifier.choose import choose_backend
 from trainer.classifier.shard import all_gather, all_reduce, this_shard
+from trainer.classifier.store import RowStore
+from trainer.classifier.targets import SoftTargets, TargetPairs, pull_of, score_pairs
+from trainer.classifier.topk import key_classes, key_scores
 from trainer.partition import set_partition
 
 
 class Zero3Classifier(nn.Module):
     """`loss = classifier(x_bD, instance_b)`, then the engine's backward and step. `rows_ND` is an fp32 parameter."""
 
-    def __init__(self, num_classes: int, embedding_size: int, targets: SoftTargets, *, chunk_size: int = 8192) -> None:
+    def __init__(
+        self, num_classes: int, embedding_size: int, targets: SoftTargets, *, capacity: int = 256, backend: Backend | None = None
+    ) -> None:
+        """`capacity`: the most samples that a rank passes in a call; `backend`: in the place of the one chosen for fp32 on the CPU."""
         super().__init__()
-        self.num_classes, self.targets, self.chunk_size = num_classes, targets, chunk_size
+        self.num_classes, self.targets = num_classes, targets
+        self.backend = backend or choose_backend(torch.device("cpu"), "fp32", capacity, embedding_size)
         self.rows_ND = nn.Parameter(torch.zeros(num_classes, embedding_size))
         self.hardest_NK: Tensor | None = None
 
@@ -34,10 +42,13 @@ class Zero3Classifier(nn.Module):
         num_samples = all_reduce(torch.tensor(float(len(x_bD)), device=x_bD.device), world_size)
         hardest_bK = None if self.hardest_NK is None else self.hardest_NK[instance_b]
         x_bD = F.normalize(x_bD.float(), dim=1)
-        return _Loss.apply(x_bD, self.rows_ND, instance_b, hardest_bK, self.targets, world_size / num_samples, self.chunk_size)
+        return _Loss.apply(x_bD, self.rows_ND, instance_b, hardest_bK, self.targets, world_size / num_samples, self.backend)
 
-    def step(self, learning_rate: float) -> None:
+    def step(self, learning_rate: float, number: int = 0) -> None:
         """Nothing: the engine's optimiser updates the rows."""
+
+    def skip_step(self) -> None:
+        """Nothing: the engine's optimiser skips the rows' update."""
 
     def write_rows(self, instance_b: Tensor, x_bD: Tensor) -> None:
         """Set the rows of the classes `instance_b`, given by any rank, on all ranks. Every rank calls with the same b, once
@@ -64,27 +75,42 @@ class _Loss(torch.autograd.Function):
         hardest_bK: Tensor | None,
         targets: SoftTargets,
         scale: Tensor,
-        chunk_size: int,
+        backend: Backend,
     ) -> Tensor:
-        rows = rows_ND.float()
-        seen = targets if hardest_bK is None else SoftTargets(targets.temperature, 0.0, 0)
-        found = scan(rows, 0, x_bD, instance_b, seen, chunk_size)
-        hardest_bK = found.top_classes_BK if hardest_bK is None else hardest_bK
-        class_bT, weight_bT = target_classes(instance_b, hardest_bK.to(instance_b.dtype), targets)
-        target_bD = target_pull(rows, 0, class_bT, weight_bT)
-        log_partition_b = found.partition_B.log().float() + 1 / targets.temperature
-        gradient_bD = (found.pull_BD / found.partition_B[:, None].float() - target_bD) / targets.temperature
-        ctx.save_for_backward(x_bD, rows_ND, gradient_bD * scale, found.partition_B, class_bT, weight_bT, scale)
-        ctx.temperature, ctx.chunk_size = targets.temperature, chunk_size
-        return (log_partition_b - (x_bD * target_bD).sum(1) / targets.temperature).sum() * scale
+        tau, store = targets.temperature, RowStore(0, rows_ND.detach().float(), rows_ND.new_empty(0))
+        found = backend.scan(store, x_bD, instance_b, targets.num_hardest if hardest_bK is None else 0, tau)
+        pairs = _pairs(store.rows_nD, x_bD, instance_b, found.key_BK, hardest_bK, targets)
+        target_bD = pull_of(store.rows_nD, pairs, len(x_bD))
+        gradient_bD = (found.pull_BD / found.partition_B[:, None].float() - target_bD) / tau
+        ctx.save_for_backward(x_bD, rows_ND, gradient_bD * scale)
+        ctx.targets, ctx.backend, ctx.pairs, ctx.partition_b, ctx.scale = targets, backend, pairs, found.partition_B, scale
+        return (found.partition_B.log().float() - (x_bD * target_bD).sum(1) / tau).sum() * scale
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        x_bD, rows_ND, gradient_bD, partition_b, class_bT, weight_bT, scale = ctx.saved_tensors
+        x_bD, rows_ND, gradient_bD = ctx.saved_tensors
+        batch = SecondPass(x_bD, ctx.partition_b, (ctx.scale * grad_loss).float().expand(len(x_bD)), ctx.pairs)
+        store = RowStore(0, rows_ND.detach().float(), rows_ND.new_empty(0))
         gradient_ND = torch.empty(rows_ND.shape, device=rows_ND.device)
-        scale_b = scale.expand(len(x_bD)) * grad_loss
-        for chunk, gradient_CD in row_gradients(
-            rows_ND.float(), 0, x_bD, partition_b, class_bT, weight_bT, scale_b, ctx.temperature, ctx.chunk_size
-        ):
-            gradient_ND[chunk] = gradient_CD
+        for chunk, gradient_CD in ctx.backend.row_gradients(store, batch, ctx.targets.temperature, update=False):
+            gradient_ND[chunk.at] = gradient_CD
         return gradient_bD * grad_loss, gradient_ND.to(rows_ND.dtype), None, None, None, None, None
+
+
+def _pairs(
+    rows_ND: Tensor, x_bD: Tensor, instance_b: Tensor, key_bK: Tensor, hardest_bK: Tensor | None, targets: SoftTargets
+) -> TargetPairs:
+    """Each sample's own class and its hardest, all of them here."""
+    K, b = targets.num_hardest, len(x_bD)
+    classes_bK = key_classes(key_bK) if hardest_bK is None else hardest_bK.long()
+    class_bT = torch.cat([instance_b[:, None], classes_bK], 1)
+    sample_bT = torch.arange(b, device=x_bD.device)[:, None].expand_as(class_bT)
+    weight_bT = torch.full(class_bT.shape, targets.smoothing / max(1, K), device=x_bD.device)
+    weight_bT[:, 0] = 1 - (targets.smoothing if K else 0.0)
+    if hardest_bK is None:
+        own_b = score_pairs(rows_ND, x_bD, instance_b, sample_bT[:, 0])
+        score_bT = torch.cat([own_b[:, None], key_scores(key_bK)], 1)
+    else:
+        score_bT = score_pairs(rows_ND, x_bD, class_bT.flatten(), sample_bT.flatten())
+    is_class_T = (class_bT >= 0).flatten()
+    return TargetPairs(*(part.flatten()[is_class_T] for part in (sample_bT, class_bT, weight_bT, score_bT)))
