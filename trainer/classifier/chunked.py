@@ -17,7 +17,7 @@ from trainer.classifier.backend import Scan, SecondPass
 from trainer.classifier.products import Fp32
 from trainer.classifier.store import SGD, Chunk, RowStore
 from trainer.classifier.targets import EPS, score_pairs
-from trainer.classifier.topk import HardestClasses
+from trainer.classifier.topk import HardestClasses, move_keys
 
 LOG2_E = math.log2(math.e)
 
@@ -44,12 +44,15 @@ class ChunkedBackend:
     def _scan(self, store: RowStore, x_BD: Tensor, own_B: Tensor, k: int, temperature: float) -> Scan:
         products, scale = self.products, LOG2_E / temperature
         B, D = x_BD.shape
-        slack = products.slack(D)
         partition_B = x_BD.new_zeros(B, dtype=torch.float64)
         pull_BD = torch.zeros_like(x_BD)
         tiles = self._tiles(B)
         feature_tDb = [products.operand((x_BD[tile] * scale).T.contiguous()) for tile in tiles]
-        hardest_t = [HardestClasses(own_B[tile], k) for tile in tiles] if k else []
+        local_B = torch.where(own_B < 0, -1, torch.where(own_B < store.start, -2, own_B - store.start))
+        hardest_t = []
+        for tile in tiles if k else []:
+            exact = partial(score_pairs, store.rows_nD, x_BD[tile])
+            hardest_t.append(HardestClasses(local_B[tile], k, exact, scale, products.slack(D)))
         highest_B = torch.full_like(partition_B, -torch.inf, dtype=torch.float32)  # scores so far, where exponentials are shifted
         own = _OwnClasses(store, x_BD, own_B, self, len(tiles)) if products.is_rounded else None
         buffers = _Buffers(self.chunk_size, min(len(store), self.chunk_size), self.tile_size, D, x_BD.device, products.score_dtype)
@@ -59,9 +62,7 @@ class ChunkedBackend:
             for number, tile in enumerate(tiles):
                 score_Cb = products.mm(w, feature_tDb[number], buffers.tile(len(w), tile))
                 if k:
-                    hardest_t[number].offer(
-                        score_Cb, store.start + chunk.at.start, scale, slack, partial(score_pairs, chunk.rows_CD, x_BD[tile])
-                    )
+                    hardest_t[number].offer(score_Cb, chunk.at.start)
                 if products.shift is not None:
                     before_b, highest_B[tile] = highest_B[tile].clone(), torch.maximum(highest_B[tile], score_Cb.amax(0))
                     score_Cb += products.shift - highest_B[tile]
@@ -79,7 +80,7 @@ class ChunkedBackend:
             pull_BD *= unshift_B.exp2_()[:, None]
         if own is not None:
             own.add(partition_B, pull_BD, temperature)
-        key_tbK = [hardest.keys() for hardest in hardest_t]
+        key_tbK = [move_keys(hardest.keys(), store.start) for hardest in hardest_t]
         return Scan(partition_B, pull_BD, torch.cat(key_tbK) if k else own_B.new_empty(B, 0))
 
     def _row_gradients(self, store: RowStore, batch: SecondPass, temperature: float, update: bool) -> Iterator[tuple[Chunk, Tensor]]:
@@ -116,7 +117,8 @@ class ChunkedBackend:
                 error_Cb.exp2_()
                 column_T, sample_T, error_T = entries.of(chunk.at.start // self.chunk_size, number)
                 error_Cb[column_T, sample_T] = error_T
-                products.add_mm(gradient_CD, products.exponentials(error_Cb), factor_tbD[number])
+                multiply = products.add_mm if number else products.set_mm
+                multiply(gradient_CD, products.exponentials(error_Cb), factor_tbD[number])
             if gain != 1.0:
                 gradient_CD *= gain
             # Through w_hat = w / |w|: only what is orthogonal to the row moves it.
@@ -194,4 +196,4 @@ class _Buffers:
     def gradient(self, rows: int) -> Tensor:
         if self._gradient_CD is None:
             self._gradient_CD = torch.empty_like(self._unit_CD)
-        return self._gradient_CD[:rows].zero_()
+        return self._gradient_CD[:rows]

@@ -39,9 +39,13 @@ class Fp32:
         """a @ b, in `out`, of score_dtype."""
         return torch.mm(a, b, out=out)
 
-    def add_mm(self, total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    def add_mm(self, total: Tensor, a: Tensor, b: Tensor) -> None:
         """total + a @ b in place, fp32."""
-        return total.addmm_(a, b)
+        total.addmm_(a, b)
+
+    def set_mm(self, total: Tensor, a: Tensor, b: Tensor) -> None:
+        """a @ b in `total`, fp32."""
+        torch.mm(a, b, out=total)
 
     @contextlib.contextmanager
     def kernels(self) -> Iterator[None]:
@@ -92,8 +96,11 @@ class CpuBf16(Fp32):
     def operand(self, value: Tensor) -> Tensor:
         return value.bfloat16()
 
-    def add_mm(self, total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return total.add_(a @ b)
+    def add_mm(self, total: Tensor, a: Tensor, b: Tensor) -> None:
+        total.add_(a @ b)
+
+    def set_mm(self, total: Tensor, a: Tensor, b: Tensor) -> None:
+        total.copy_(a @ b)
 
 
 class HalfIn(Fp32):
@@ -120,8 +127,11 @@ class HalfIn(Fp32):
     def mm(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         return torch.mm(a, b, out_dtype=torch.float32, out=out)
 
-    def add_mm(self, total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return total.add_(torch.mm(a, b, out_dtype=torch.float32))
+    def add_mm(self, total: Tensor, a: Tensor, b: Tensor) -> None:
+        total.add_(torch.mm(a, b, out_dtype=torch.float32))
+
+    def set_mm(self, total: Tensor, a: Tensor, b: Tensor) -> None:
+        torch.mm(a, b, out_dtype=torch.float32, out=total)
 
 
 class HalfInEmulated(HalfIn):
@@ -135,5 +145,8 @@ class HalfInEmulated(HalfIn):
     def mm(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         return torch.mm(a, b, out=out)
 
-    def add_mm(self, total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return total.addmm_(a, b)
+    def add_mm(self, total: Tensor, a: Tensor, b: Tensor) -> None:
+        total.addmm_(a, b)
+
+    def set_mm(self, total: Tensor, a: Tensor, b: Tensor) -> None:
+        torch.mm(a, b, out=total)

@@ -7,7 +7,6 @@ for every QUERIES rows of the largest shard.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import deepspeed
 import torch
@@ -60,19 +59,34 @@ def nearest_classes(rows_nD: Tensor, shard: Shard, k: int, watch: Watch | None =
 
 def _nearest(rows_nD: Tensor, shard: Shard, queries: range, k: int, watch: Watch | None) -> Tensor:
     """[len(queries), K] int32 for these own rows. Every rank calls."""
-    asked = [slice(at, min(at + BLOCK, queries.stop)) for at in range(queries.start, queries.stop, BLOCK)]
-    own_a = [torch.arange(shard.start + at.start, shard.start + at.stop, device=rows_nD.device) for at in asked]
-    hardest_a = [HardestClasses(own_q, k) for own_q in own_a]
     slack = (rows_nD.shape[1] + 8) * 2.0**-23
+    asked = []
+    for low in range(queries.start, queries.stop, BLOCK):
+        at = slice(low, min(low + BLOCK, queries.stop))
+        own_q = torch.arange(shard.start + at.start, shard.start + at.stop, device=rows_nD.device)
+        exact = _BlockScores(rows_nD[at])
+        asked.append((exact, HardestClasses(own_q, k, exact, 1.0, slack)))
     for first, block_CD in _blocks(rows_nD, shard):
         unit_CD = F.normalize(block_CD, dim=1)
-        for at, hardest in zip(asked, hardest_a, strict=True):
-            unit_qD = F.normalize(rows_nD[at].float(), dim=1)
-            hardest.offer(unit_CD @ unit_qD.T, first, 1.0, slack, partial(score_pairs, block_CD, unit_qD))
+        for exact, hardest in asked:
+            exact.first, exact.block_CD = first, block_CD
+            hardest.offer(unit_CD @ F.normalize(exact.query_qD.float(), dim=1).T, first)
+            hardest.settle()  # while the block is here
         if watch is not None:
             watch.beat()
-    found = [key_classes(hardest.keys()).to(torch.int32) for hardest in hardest_a]
+    found = [key_classes(hardest.keys()).to(torch.int32) for _, hardest in asked]
     return torch.cat(found) if found else torch.empty(0, k, dtype=torch.int32, device=rows_nD.device)
+
+
+class _BlockScores:
+    """Scores of single classes of the present block and queries."""
+
+    def __init__(self, query_qD: Tensor) -> None:
+        self.query_qD = query_qD
+        self.first, self.block_CD = 0, query_qD
+
+    def __call__(self, class_T: Tensor, query_T: Tensor) -> Tensor:
+        return score_pairs(self.block_CD, self.query_qD, class_T - self.first, query_T)
 
 
 def _blocks(rows_nD: Tensor, shard: Shard) -> Iterator[tuple[int, Tensor]]:

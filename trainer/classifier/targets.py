@@ -58,10 +58,10 @@ def in_order_of_samples(*parts: TargetPairs) -> TargetPairs:
 
 
 def pair_scores(row_TD: Tensor, x_TD: Tensor) -> Tensor:
-    """cos(row, x) [T] in fp32, of unit-norm x, taken in float64: the same to the bit wherever in a shard or a chunk a row stands,
+    """cos(row, x) [T] in fp32, taken in float64: the same to the bit wherever in a shard or a chunk a row stands,
     whatever the precision of the products is. Ties and near-ties are so decided alike by any number of ranks."""
-    row_TD = row_TD.double()
-    norm_T = row_TD.norm(dim=1).clamp_min_(EPS)
+    row_TD, x_TD = row_TD.double(), x_TD.double()
+    norm_T = row_TD.norm(dim=1).clamp_min_(EPS) * x_TD.norm(dim=1).clamp_min_(EPS)
     return ((row_TD * x_TD).sum(1) / norm_T).float()
 
 

@@ -39,6 +39,11 @@ def key_scores(key: Tensor) -> Tensor:
     return (ordered ^ ((ordered >> 31) & 0x7FFF_FFFF)).view(torch.float32).masked_fill(key == NONE, -torch.inf)
 
 
+def move_keys(key: Tensor, by: int) -> Tensor:
+    """The keys of the same scores where every class has an id greater by `by`."""
+    return (key - by).masked_fill(key == NONE, NONE)
+
+
 def merge_keys(key_BM: Tensor, k: int) -> Tensor:
     """[B, k]: the greatest of M keys each, descending; NONE where there are fewer."""
     if key_BM.shape[1] < k:
@@ -47,20 +52,24 @@ def merge_keys(key_BM: Tensor, k: int) -> Tensor:
 
 
 class HardestClasses:
-    """The `k` hardest classes of each of B samples among those offered so far, chunk by chunk in ascending order of classes."""
+    """The `k` hardest classes of each of B samples among those offered, chunk by chunk in ascending order of classes.
 
-    def __init__(self, own_B: Tensor, k: int) -> None:
-        """`own_B`: the class (global id) that each sample must not have among its hardest; -1 is no sample, which gets none."""
-        self.k, self._own_B, self._is_padding_B = k, own_B, own_B < 0
+    `exact(class_T, sample_T)` gives the scores that are ranked, of single classes (as they are offered) and samples. `slack` is how far
+    an offered score can be from it; scores are offered times `scale`.
+    """
+
+    def __init__(self, own_B: Tensor, k: int, exact: Callable[[Tensor, Tensor], Tensor], scale: float, slack: float) -> None:
+        """`own_B`: the class that each sample must not have among its hardest; negative is no class, and -1 is no sample: it gets none."""
+        self.k, self._exact, self._scale, self._slack = k, exact, scale, slack
+        self._own_B, self._is_padding_B = own_B, own_B == -1
         self._key_BK = torch.full((len(own_B), k), NONE, device=own_B.device)
-        self._floor_B = torch.full((len(own_B),), -torch.inf, device=own_B.device).masked_fill_(self._is_padding_B, torch.inf)
-        self._waiting: list[tuple[Tensor, Tensor]] = []
-        self._num_waiting = 0
+        self._floor_B = torch.full((len(own_B),), -torch.inf, device=own_B.device)
         self._is_full = False
+        self._waiting: list[tuple[Tensor, Tensor]] = []  # classes and samples that reached the floor
+        self._num_waiting = 0
 
-    def offer(self, score_CB: Tensor, first: int, scale: float, slack: float, exact: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Scores times `scale`, each off by at most `slack` (unscaled), of the classes first .. first + C.
-        `exact(column_T, sample_T)` gives the scores that are ranked."""
+    def offer(self, score_CB: Tensor, first: int) -> None:
+        """Scores of the classes first .. first + C."""
         C, B = score_CB.shape
         whole = C // GROUP * GROUP
         maximum_GB = score_CB[:whole].view(-1, GROUP, B).amax(1)
@@ -69,53 +78,61 @@ class HardestClasses:
         floor_B = self._floor_B
         if not self._is_full and len(maximum_GB) > self.k:
             # k + 1 groups reach it, and the own class is the maximum of one of them at most.
-            reached_B = maximum_GB.float().topk(self.k + 1, dim=0).values[-1] / scale - slack
+            reached_B = maximum_GB.float().topk(self.k + 1, dim=0).values[-1] / self._scale - self._slack
             floor_B = torch.maximum(floor_B, reached_B)
-        floor_B = ((floor_B - slack) * scale).to(score_CB.dtype)
-        if score_CB.dtype != torch.float32:  # rounded down: to the next number below
-            floor_B = floor_B - floor_B.abs() * torch.finfo(score_CB.dtype).eps
-        group_T, sample_T = (maximum_GB >= floor_B).nonzero(as_tuple=True)
-        column_T, sample_T = self._open(score_CB, group_T, sample_T, floor_B)
-        is_other_T = column_T + first != self._own_B[sample_T]
-        column_T, sample_T = column_T[is_other_T], sample_T[is_other_T]
-        value_T = exact(column_T, sample_T)
-        # Later classes lose a tie, so that a score equal to the K-th best is none.
-        better_T = value_T > self._floor_B[sample_T]
-        self._waiting.append((sample_T[better_T], make_keys(value_T[better_T], column_T[better_T] + first)))
-        self._num_waiting += len(better_T)
+        bar_B = self._bar(floor_B, score_CB.dtype)
+        group_T, sample_T = (maximum_GB >= bar_B).nonzero(as_tuple=True)
+        if not len(group_T):
+            return
+        column_T, sample_T = _open(score_CB, group_T, sample_T, bar_B)
+        self._waiting.append((column_T + first, sample_T))
+        self._num_waiting += len(column_T)
         if not self._is_full or self._num_waiting > len(self._key_BK) * max(16, self.k // 2):
-            self._merge()
+            self.settle()
 
     def keys(self) -> Tensor:
         """[B, K], descending; NONE where fewer classes were offered."""
-        self._merge()
+        self.settle()
         return self._key_BK
 
-    @staticmethod
-    def _open(score_CB: Tensor, group_T: Tensor, sample_T: Tensor, floor_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The columns and samples of the scores that reach the floor, in these groups."""
-        column_TG = group_T[:, None] * GROUP + torch.arange(GROUP, device=group_T.device)
-        inside_TG = column_TG < len(score_CB)
-        score_TG = score_CB[column_TG.clamp_max(len(score_CB) - 1), sample_T[:, None]]
-        hit_TG = (score_TG >= floor_B[sample_T][:, None]) & inside_TG
-        at_T, offset_T = hit_TG.nonzero(as_tuple=True)
-        return column_TG[at_T, offset_T], sample_T[at_T]
-
-    def _merge(self) -> None:
+    def settle(self) -> None:
+        """Rank what waits; `exact` is called here alone."""
         if not self._num_waiting:
             return
-        sample_T = torch.cat([sample for sample, _ in self._waiting])
-        key_T = torch.cat([key for _, key in self._waiting])
+        class_T, sample_T = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
         self._waiting, self._num_waiting = [], 0
-        if len(sample_T):
-            B = len(self._key_BK)
-            sample_T, order_T = sample_T.sort(stable=True)
-            count_B = torch.bincount(sample_T, minlength=B)
-            place_T = torch.arange(len(sample_T), device=sample_T.device) - (count_B.cumsum(0) - count_B)[sample_T]
-            key_BM = self._key_BK.new_full((B, self.k + int(count_B.max())), NONE)
-            key_BM[:, : self.k] = self._key_BK
-            key_BM[sample_T, self.k + place_T] = key_T[order_T]
-            self._key_BK = merge_keys(key_BM, self.k)
+        is_other_T = class_T != self._own_B[sample_T]
+        class_T, sample_T = class_T[is_other_T], sample_T[is_other_T]
+        score_T = self._exact(class_T, sample_T)
+        # Later classes lose a tie, so that a score equal to the K-th best is none.
+        better_T = score_T > self._floor_B[sample_T]
+        sample_T, key_T = sample_T[better_T], make_keys(score_T[better_T], class_T[better_T])
+        if not len(sample_T):
+            return
+        sample_T, order_T = sample_T.sort(stable=True)
+        count_B = torch.bincount(sample_T, minlength=len(self._key_BK))
+        place_T = torch.arange(len(sample_T), device=sample_T.device) - (count_B.cumsum(0) - count_B)[sample_T]
+        key_BM = torch.nn.functional.pad(self._key_BK, (0, int(count_B.max())), value=NONE)
+        key_BM[sample_T, self.k + place_T] = key_T[order_T]
+        self._key_BK = merge_keys(key_BM, self.k)
         last_B = self._key_BK[:, -1]
-        self._floor_B = key_scores(last_B).masked_fill_(self._is_padding_B, torch.inf)
+        self._floor_B = key_scores(last_B)
         self._is_full = bool(((last_B != NONE) | self._is_padding_B).all())
+
+    def _bar(self, floor_B: Tensor, dtype: torch.dtype) -> Tensor:
+        """What an offered score must reach, so that none is missed whose exact score is above the floor."""
+        bar_B = ((floor_B - self._slack) * self._scale).masked_fill_(self._is_padding_B, torch.inf)
+        # Rounded down, where the dtype is coarse.
+        return bar_B if dtype == torch.float32 else (bar_B - bar_B.abs() * torch.finfo(dtype).eps).nan_to_num_(nan=torch.inf).to(dtype)
+
+
+def _open(score_CB: Tensor, group_T: Tensor, sample_T: Tensor, bar_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns and samples of the scores that reach the bar, in these groups."""
+    column_TG = group_T[:, None] * GROUP + torch.arange(GROUP, device=group_T.device)
+    if len(score_CB) % GROUP:  # of a last group with fewer, the last column stands for those that are missing
+        column_TG.clamp_(max=len(score_CB) - 1)
+    at_T, offset_T = (score_CB[column_TG, sample_T[:, None]] >= bar_B[sample_T][:, None]).nonzero(as_tuple=True)
+    if len(score_CB) % GROUP:
+        is_there_T = group_T[at_T] * GROUP + offset_T < len(score_CB)
+        at_T, offset_T = at_T[is_there_T], offset_T[is_there_T]
+    return column_TG[at_T, offset_T], sample_T[at_T]
