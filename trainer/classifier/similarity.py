@@ -86,7 +86,7 @@ class _BlockScores:
         self.first, self.block_CD = 0, query_qD
 
     def __call__(self, class_T: Tensor, query_T: Tensor) -> Tensor:
-        return score_pairs(self.block_CD, self.query_qD, class_T - self.first, query_T)
+        return score_pairs(self.block_CD, F.normalize(self.query_qD.float(), dim=1), class_T - self.first, query_T)
 
 
 def _blocks(rows_nD: Tensor, shard: Shard) -> Iterator[tuple[int, Tensor]]:
