@@ -47,7 +47,7 @@ async def plan_run(request: Request, store: StoreDep, settings: SettingsDep, sch
         priority=spec.priority,
         sequence=max((waiting.sequence for waiting in cluster.queued), default=0) + 1,
         queued_at=cluster.now,
-        shapes=tuple(resources.shapes(spec.optimizer.global_batch_size)),
+        shapes=tuple(resources.shapes(spec.optimizer.images_at_a_time)),
         device=spec.device,
         max_seconds=resources.max_hours * 3600 if resources.max_hours else None,
     )

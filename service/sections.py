@@ -165,6 +165,9 @@ class Optimizer(Section):
 
     global_batch_size: int = Field(default=256, ge=2, le=1_048_576)
     """Images per step over all ranks. An epoch of N images is ceil(N / global_batch_size) steps of equal size (to within one image)."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=4096)
+    """Parts in which each rank computes its share of a step, one after another, for a global batch that does not fit its memory. The step
+    is that of the mean of the parts' losses; a part's BatchNorm statistics are its own."""
     learning_rate: float = Field(default=0.03, gt=0.0, le=1000.0)
     """Encoder's and projector's peak learning rate, for this batch size as it is (no hidden scaling). Paper: 0.48 at 4096."""
     classifier_learning_rate: float | None = Field(default=None, gt=0.0, le=10_000.0)
@@ -175,6 +178,11 @@ class Optimizer(Section):
     """L2 penalty of the encoder. Paper: 1e-4."""
     classifier_weight_decay: float | None = Field(default=None, ge=0.0, le=1.0)
     """L2 penalty of the rows. Default: the encoder's."""
+
+    @property
+    def images_at_a_time(self) -> int:
+        """Over all ranks: a step's, or with gradient accumulation a part's."""
+        return self.global_batch_size // self.gradient_accumulation_steps
 
 
 class Schedule(Section):
@@ -225,13 +233,13 @@ class Resources(Section):
         """Ranks of the run, over all nodes."""
         return self.nodes * self.ranks_per_node
 
-    def shapes(self, global_batch_size: int) -> list[tuple[int, int]]:
+    def shapes(self, images_at_a_time: int) -> list[tuple[int, int]]:
         """What an attempt may occupy, as (nodes, ranks on each), the largest first: the whole, and with min_ranks fewer nodes, then fewer
-        ranks on one node, where they divide the batch and leave BatchNorm 4 images on each."""
+        ranks on one node, where they divide the batch (Optimizer.images_at_a_time) and leave BatchNorm 4 images on each."""
         fewer = [(nodes, self.ranks_per_node) for nodes in range(self.nodes - 1, 0, -1)]
         fewer += [(1, ranks) for ranks in range(self.ranks_per_node - 1, 0, -1)]
         least = self.world_size if self.min_ranks is None else self.min_ranks
-        fits = [(n, r) for n, r in fewer if n * r >= least and global_batch_size % (n * r) == 0 and global_batch_size >= 4 * n * r]
+        fits = [(n, r) for n, r in fewer if n * r >= least and images_at_a_time % (n * r) == 0 and images_at_a_time >= 4 * n * r]
         return [(self.nodes, self.ranks_per_node), *fits]
 
 

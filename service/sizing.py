@@ -72,8 +72,8 @@ def memory_per_rank(spec: RunSpec, num_images: int, num_ranks: int) -> MemoryEst
 
 
 def local_batch(spec: RunSpec, num_ranks: int) -> int:
-    """Views in a step of one rank, at most."""
-    return -(-spec.optimizer.global_batch_size // num_ranks) * spec.augmentation.views_per_image
+    """Views that one rank has at a time, at most."""
+    return -(-spec.optimizer.images_at_a_time // num_ranks) * spec.augmentation.views_per_image
 
 
 def num_steps(spec: RunSpec, num_images: int) -> int:

@@ -94,6 +94,12 @@ class RunSpec(Section):
                 f"optimizer.global_batch_size is {batch} on {world_size} ranks: BatchNorm needs at least 4 images on each: "
                 f"use at least {4 * world_size}, or fewer ranks"
             )
+        parts = self.optimizer.gradient_accumulation_steps
+        if batch % (world_size * parts) or batch < 4 * world_size * parts:
+            raise ValueError(
+                f"optimizer.gradient_accumulation_steps is {parts} with {batch // world_size} images of a step on each of {world_size} "
+                f"ranks: it must divide them into parts of at least 4: use 1, or another divisor of {batch // world_size}"
+            )
         least = self.resources.min_ranks
         if least is not None and least > world_size:
             raise ValueError(f"resources.min_ranks is {least}, more than the {world_size} ranks of nodes x ranks_per_node: lower it")

@@ -22,7 +22,7 @@ def run_fields(spec: RunSpec) -> dict[str, Any]:
         "spec": spec.model_dump_json(),
         "priority": spec.priority,
         "labels": json.dumps(spec.labels),
-        "shapes": json.dumps(resources.shapes(spec.optimizer.global_batch_size)),
+        "shapes": json.dumps(resources.shapes(spec.optimizer.images_at_a_time)),
         "device": spec.device,
         "retries_infrastructure": spec.retries.infrastructure,
         "retries_crashes": spec.retries.crashes,

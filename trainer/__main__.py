@@ -61,7 +61,8 @@ def _explain(error: BaseException) -> tuple[str, str]:
         return code, str(error)
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return "out_of_memory", (
-            f"{error}: lower optimizer.global_batch_size or classifier.chunk_size, raise resources.ranks_per_node, or set zero_stage higher"
+            f"{error}: raise optimizer.gradient_accumulation_steps, lower optimizer.global_batch_size, raise "
+            "resources.ranks_per_node, or set zero_stage higher"
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk", f"{error}: make room on the worker's disk"

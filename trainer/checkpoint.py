@@ -33,6 +33,8 @@ from trainer.errors import BadData, DiskError
 from trainer.fence import Fence, Fenced
 
 T = TypeVar("T")
+READ = 1 << 20
+"""Rows that are read from a shard at a time."""
 
 
 def save_checkpoint(
@@ -160,9 +162,11 @@ def _load_rows(saved: Saved, classifier: ShardedClassifier) -> None:
         low, high = max(start, about["start"]), min(stop, about["stop"])
         with safe_open(saved.path / name, framework="pt") as file:
             theirs = slice(max(0, low - about["start"]), max(0, high - about["start"]))
-            if low < high:
-                classifier.rows_nD[low - start : high - start] = file.get_slice("rows")[theirs].to(device)
-                classifier.momentum_nD[low - start : high - start] = file.get_slice("rows_momentum")[theirs].to(device)
+            for tensor, mine_nD in (("rows", classifier.rows_nD), ("rows_momentum", classifier.momentum_nD)):
+                part = file.get_slice(tensor)
+                for first in range(low, high, READ):  # a shard may be most of the host's memory
+                    last = min(first + READ, high)
+                    mine_nD[first - start : last - start] = part[first - about["start"] : last - about["start"]].to(mine_nD)
             if "hardest" in file.keys():  # noqa: SIM118 - safe_open is no dictionary
                 hardest.append(file.get_slice("hardest")[theirs].to(device))
     classifier.hardest_nK = torch.cat(hardest) if hardest else None

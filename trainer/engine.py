@@ -44,10 +44,11 @@ class Model(nn.Module):
 
 def deepspeed_config(spec: RunSpec, world_size: int) -> dict[str, Any]:
     """DeepSpeed's configuration on so many ranks; an attempt may have others than the specification's resources say."""
-    batch = spec.optimizer.global_batch_size
+    batch, parts = spec.optimizer.global_batch_size, spec.optimizer.gradient_accumulation_steps
     config: dict[str, Any] = {
         "train_batch_size": batch,
-        "train_micro_batch_size_per_gpu": batch // world_size,
+        "train_micro_batch_size_per_gpu": batch // (world_size * parts),
+        "gradient_accumulation_steps": parts,
         # DeepSpeed's own bucket, of 5e8 gradients, takes 2 GB of each GPU.
         "zero_optimization": {"stage": spec.zero_stage, "reduce_bucket_size": REDUCE_BUCKET},
         "gradient_clipping": 0.0,  # DeepSpeed 0.19 clips at 1.0 unless told otherwise; the paper does not clip

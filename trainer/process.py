@@ -41,15 +41,15 @@ class Process:
 
 def check_world_size(spec: RunSpec, world_size: int) -> None:
     """Raises BadSpec where an attempt on `world_size` ranks, maybe other than resources has, cannot be what was specified."""
-    batch = spec.optimizer.global_batch_size
+    batch, parts = spec.optimizer.images_at_a_time, spec.optimizer.gradient_accumulation_steps
+    name = "optimizer.global_batch_size" + (" / gradient_accumulation_steps" if parts > 1 else "")
     if batch % world_size:
         raise BadSpec(
-            f"optimizer.global_batch_size is {batch}, not divisible by the {world_size} ranks of this attempt: give it a number of ranks "
-            "that divides the batch"
+            f"{name} is {batch}, not divisible by the {world_size} ranks of this attempt: give it a number of ranks that divides the batch"
         )
     if batch < 4 * world_size:
         raise BadSpec(
-            f"optimizer.global_batch_size is {batch} on the {world_size} ranks of this attempt: BatchNorm needs at least 4 images on each: "
+            f"{name} is {batch} on the {world_size} ranks of this attempt: BatchNorm needs at least 4 images on each: "
             f"give it at most {batch // 4} ranks"
         )
 

@@ -41,7 +41,7 @@ def resize_warning(saved: Saved, encoder: nn.Module, spec: RunSpec, world_size: 
     has_batch_norm = any(isinstance(module, _BatchNorm) for module in encoder.modules())
     if saved.world_size == world_size or spec.backbone.batch_norm == "synchronised" or not has_batch_norm:
         return None
-    batch = spec.optimizer.global_batch_size
+    batch = spec.optimizer.images_at_a_time
     return (
         f"going on with {world_size} ranks from a checkpoint of {saved.world_size}: global batch, schedule, order of the images, rows and "
         f"momenta are the same, but BatchNorm takes its statistics from {batch // world_size} images where it took them from "

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 
 from service.events import ExitCode
@@ -128,16 +129,17 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
 
         with meter.waiting_for_data():
             batch = next(batches)
-        with meter.forward():
-            images = normalise(batch.images.to(process.device, non_blocking=True), spec.data.mean, spec.data.std).to(dtype)
-            features = engine(images)
-        instances = batch.instances.to(process.device, non_blocking=True)
-
         factor = learning_rate_factor(plan, step - 1)
         set_learning_rates(engine, factor * optimizer.learning_rate, factor * classifier_rate)
-        loss = classifier(features, instances)
-        engine.backward(loss)
-        engine.step()
+        loss = torch.zeros((), device=process.device)
+        for pixels, instances in batch.parts(optimizer.gradient_accumulation_steps):
+            with meter.forward():
+                images = normalise(pixels.to(process.device, non_blocking=True), spec.data.mean, spec.data.std).to(dtype)
+                features = engine(images)
+            part_loss = classifier(features, instances.to(process.device, non_blocking=True))
+            engine.backward(part_loss)  # divides by the number of parts
+            engine.step()  # after the last part
+            loss += part_loss.detach() / optimizer.gradient_accumulation_steps
         if engine.was_step_applied():  # an fp16 overflow skips the step on every rank alike: the rows skip it too
             classifier.step(factor * classifier_rate, step)
         else:

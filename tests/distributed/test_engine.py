@@ -55,8 +55,8 @@ def build(spec: RunSpec) -> tuple[Any, Any]:
     return build_engine(spec, encoder, classifier, config), classifier
 
 
-def advance(spec: RunSpec, engine: Any, classifier: Any, steps: range) -> list[float]:
-    """Train the given steps on images that follow from the step; the mean losses."""
+def advance(spec: RunSpec, engine: Any, classifier: Any, steps: range, uneven: bool = True) -> list[float]:
+    """Train the given steps on images that follow from the step; the mean losses. `uneven`: every other step has an image less."""
     from trainer.engine import average_buffers, set_learning_rates
 
     rank, P = dist.get_rank(), dist.get_world_size()
@@ -64,16 +64,19 @@ def advance(spec: RunSpec, engine: Any, classifier: Any, steps: range) -> list[f
     losses = []
     for step in steps:
         generator = torch.Generator().manual_seed(100 + step)
-        size = BATCH - step % 2
+        size = BATCH - step % 2 * uneven
         images = torch.randn(size, 3, 16, 16, generator=generator)
         instances = torch.randint(NUM_IMAGES, (size,), generator=generator)
         part = slice(rank * size // P, (rank + 1) * size // P)
         set_learning_rates(engine, RATE, 4 * RATE)
-        loss = classifier(engine(images[part]), instances[part])
-        engine.backward(loss)
-        engine.step()
+        num_parts, loss = spec.optimizer.gradient_accumulation_steps, torch.zeros(())
+        for some_images, some_instances in zip(images[part].tensor_split(num_parts), instances[part].tensor_split(num_parts), strict=True):
+            part_loss = classifier(engine(some_images), some_instances)
+            engine.backward(part_loss)
+            engine.step()
+            loss += part_loss.detach() / num_parts
         assert engine.was_step_applied()
-        classifier.step(4 * RATE)
+        classifier.step(4 * RATE, step + 1)
         average_buffers(engine.module.encoder, P)
         mean = loss.detach().clone()
         dist.all_reduce(mean)
@@ -143,6 +146,24 @@ def test_zero_stages_and_both_parallelisms_train_to_the_same_losses(tmp_path: Pa
         assert losses == pytest.approx(expected, rel=1e-5)
 
 
+def losses_in_parts(specs: list[RunSpec]) -> list[list[float]]:
+    return [advance(spec, *build(spec), range(4), uneven=False) for spec in specs]
+
+
+def test_two_parts_on_one_rank_train_as_two_ranks(tmp_path: Path) -> None:
+    """Gradient accumulation: a part's BatchNorm statistics, softmax and share of the step are those of a rank, in both parallelisms."""
+    in_parts = {"gradient_accumulation_steps": 2, "global_batch_size": BATCH}
+    cases = [(1, "class"), (2, "class"), (3, "zero3")]
+    two = on_ranks(2, tmp_path, losses_in_parts, [spec_for(2, stage, parallelism) for stage, parallelism in cases])[0]
+    specs = [spec_for(1, stage, parallelism).model_dump(mode="json") for stage, parallelism in cases]
+    one = on_ranks(
+        1, tmp_path, losses_in_parts, [RunSpec.model_validate(spec | {"optimizer": spec["optimizer"] | in_parts}) for spec in specs]
+    )[0]
+    for expected, losses in zip(two, one, strict=True):
+        assert expected[-1] != expected[0]
+        assert losses == pytest.approx(expected, rel=2e-4)  # sums in another order, through BatchNorms of 6 images
+
+
 def test_bf16_scores_close_to_fp32_and_trains(tmp_path: Path) -> None:
     """Products in bf16, everything else in fp32: the first loss agrees to a percent, without being the same; none is lost."""
     fp32, bf16 = on_ranks(2, tmp_path, losses_of, [spec_for(2, 1), spec_for(2, 1, precision="bf16")])[0]
@@ -184,6 +205,8 @@ def test_resuming_gives_the_same_weights_as_never_stopping(tmp_path: Path) -> No
         spec_for(2, 3, "zero3"),
         spec_for(2, 0, hardest_by="class_similarity"),
         spec_for(2, 3, "zero3", hardest_by="class_similarity"),
+        spec_for(2, 1, rows_dtype="bf16", momentum_dtype="bf16"),
+        spec_for(2, 0, rows_dtype="fp16", rows_on="host"),
     ]
     for rank in on_ranks(2, tmp_path, interrupted, specs, str(tmp_path / "checkpoints")):
         assert rank == [[]] * len(specs)

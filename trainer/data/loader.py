@@ -47,6 +47,10 @@ class Batch:
     unreadable: list[str]
     """Files of this share that could not be decoded: a grey image stands for each."""
 
+    def parts(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and instances of `number` parts, whose sizes differ by at most one view."""
+        return zip(self.images.tensor_split(number), self.instances.tensor_split(number), strict=True)
+
 
 class ViewLoader:
     """Iterates over the rank's batches from `start_step` on, without end."""
