@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.classifier_heads import rows_dtype
 from benchmarks.classifier_inputs import Problem
 from benchmarks.classifier_measure import measure, products_rate
 from benchmarks.classifier_peers import Unavailable
@@ -113,7 +114,7 @@ class Table:
         row["share_of_products"] = row["flops_per_second"] / self._rates[precision] if precision in self._rates else None
         for name in ("classes", "batch", "embedding", "device"):
             row[name] = getattr(problem, name)
-        row |= {"rows_dtype": problem.rows if row["name"].startswith("ours") else "fp32", **self._machine}
+        row |= {"rows_dtype": rows_dtype(row["name"], problem), **self._machine}
         self._reference = self._reference or row
         self.rows.append(row)
         if self._file:
@@ -175,7 +176,8 @@ def main(arguments: list[str] | None = None) -> None:
     table: Table | None = None
     with tempfile.TemporaryDirectory() as folder:
         for smoothed in sorted({"smoothed" in name for name in names}) if has_truth else []:
-            in_child("truth", problem, folder=folder, smoothed=smoothed)
+            if failed := in_child("truth", problem, folder=folder, smoothed=smoothed):
+                sys.exit(f"float64: {failed['unavailable']}")
         for size in sizes:
             problem = replace(problem, classes=size)
             if table is None:

@@ -52,8 +52,9 @@ def build(name: str, problem: Problem) -> Head:
         return peers.Smoothed(problem)
     losses: dict[str, Callable[[Problem], LossFunction]] = {
         "dense": lambda _: partial(peers.dense, problem),
+        "dense-plain": lambda _: partial(peers.dense_plain, problem),
         "dense-bf16": lambda _: partial(peers.dense, problem, in_bf16=True),
-        "dense-compiled": lambda _: torch.compile(partial(peers.dense, problem), dynamic=False),
+        "dense-compiled": lambda _: torch.compile(lambda *tensors: peers.dense(problem, *tensors), dynamic=False),
         "dense-smoothed-lean": lambda _: partial(peers.dense_smoothed, problem),
         "linear_cross_entropy": peers.linear_cross_entropy,
         "linear_cross_entropy-auto": partial(peers.linear_cross_entropy, auto=True),
@@ -64,6 +65,13 @@ def build(name: str, problem: Problem) -> Head:
     if name not in losses:
         raise ValueError(f"no head {name!r}; there are ours-PRECISION, partial_fc-RATE, dense-smoothed, {', '.join(losses)}")
     return peers.ByAutograd(problem, losses[name](problem))
+
+
+def rows_dtype(name: str, problem: Problem) -> str:
+    """Precision of a head's rows and momentum."""
+    if not name.startswith("ours"):
+        return "fp32"
+    return "bf16" if "rows" in name.split("-") else problem.rows
 
 
 def needed_bytes(name: str, problem: Problem) -> int:
@@ -88,7 +96,7 @@ class Ours:
             backend = choose_backend(device, precision, problem.batch, problem.embedding)
         if precision not in backend.name:
             raise Unavailable(f"no {precision} products here, training would take {backend.name}")
-        dtype = torch.bfloat16 if "rows" in options else DTYPES[problem.rows]
+        dtype = DTYPES[rows_dtype("-".join(["ours", *options]), problem)]
         self.classifier = ShardedClassifier(
             problem.classes,
             problem.embedding,

@@ -66,6 +66,10 @@ def dense(problem: Problem, x_BD: Tensor, rows_ND: Tensor, instance_B: Tensor, i
     return F.cross_entropy(logits(problem, x_BD, rows_ND, in_bf16), instance_B)
 
 
+def dense_plain(problem: Problem, x_BD: Tensor, rows_ND: Tensor, instance_B: Tensor) -> Tensor:
+    return F.cross_entropy(F.normalize(x_BD, dim=1) @ F.normalize(rows_ND, dim=1).T / problem.temperature, instance_B)
+
+
 def dense_smoothed(problem: Problem, x_BD: Tensor, rows_ND: Tensor, instance_B: Tensor) -> Tensor:
     logit_BN = logits(problem, x_BD, rows_ND, False)
     alpha, K = problem.smoothing, problem.hardest_k

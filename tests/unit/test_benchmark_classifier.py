@@ -20,7 +20,7 @@ from trainer.classifier.oracle import DenseClassifier
 
 PROBLEM = Problem(classes=700, batch=24, embedding=16, steps=2, hardest_k=5)
 EXACT = (
-    "ours-fp32", "ours-fp32-smoothed", "dense", "dense-smoothed", "dense-smoothed-lean", "linear_cross_entropy",
+    "ours-fp32", "ours-fp32-smoothed", "dense", "dense-plain", "dense-smoothed", "dense-smoothed-lean", "linear_cross_entropy",
     "linear_cross_entropy-auto", "partial_fc-1.0",
 )  # fmt: skip
 ROUNDED = ("dense-bf16", "partial_fc-1.0-bf16", "ours-bf16", "ours-bf16-rows", "ours-bf16-smoothed")
