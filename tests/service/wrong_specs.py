@@ -83,6 +83,18 @@ CASES = [
     ),
     Wrong("partitioned rows without ZeRO-3", {"classifier": {"parallelism": "zero3"}}, "classifier.parallelism", "set zero_stage to 3"),
     Wrong(
+        "rows in 16 bits that DeepSpeed is to keep",
+        {"classifier": {"parallelism": "zero3", "rows_dtype": "bf16"}, "zero_stage": 3},
+        "classifier.rows_dtype",
+        "or rows_dtype to fp32",
+    ),
+    Wrong(
+        "a step in more parts than it has images for",
+        {"optimizer": {"gradient_accumulation_steps": 4}},
+        "optimizer.gradient_accumulation_steps",
+        "another divisor of",
+    ),
+    Wrong(
         "partitioned rows in half precision",
         {"precision": "fp16", "zero_stage": 3, "classifier": {"parallelism": "zero3"}},
         "classifier.parallelism",
