@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from typing import Literal
 
@@ -27,7 +28,11 @@ def _choose(device: torch.device, precision: Precision, samples: int, embedding_
     if device.type == "cpu":
         products, reason = cpu_products(precision, embedding_size)
         return ChunkedBackend(products, chunk_size or CPU_CHUNK, CPU_TILE), reason
+    fused, why = _triton(device, precision, embedding_size, chunk_size)
+    if fused is not None:
+        return fused, why
     products, reason = _eager_gpu_products(precision)
+    reason = f"{reason} ({why})"
     size = chunk_size or max(256, GPU_SCORES // max(1, samples))
     return ChunkedBackend(products, size, max(1, samples)), reason
 
@@ -40,6 +45,31 @@ def cpu_products(precision: Precision, embedding_size: int) -> tuple[Fp32, str]:
     if fast.is_exact(CPU_CHUNK, CPU_TILE, embedding_size):
         return fast, f"{why}fp32 by oneDNN, found exact here"
     return Fp32(), f"{why}fp32"
+
+
+def _triton(device: torch.device, precision: Precision, embedding_size: int, chunk_size: int | None) -> tuple[Backend | None, str]:
+    """The fused kernels, if they can be had and were found right on this card; and why, or why not."""
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return None, f"no Triton: its products want sm_80, this is sm_{major}{minor}"
+    if precision == "fp32":
+        return None, "no Triton: it multiplies fp32 without tensor cores"
+    if importlib.util.find_spec("triton") is None:
+        return None, "no Triton: it is not installed"
+    try:
+        from trainer.classifier.triton_backend import TritonBackend
+        from trainer.classifier.triton_check import disagreement
+        from trainer.classifier.triton_plan import LARGEST, SMALLEST, is_supported
+
+        if not is_supported(embedding_size):
+            return None, f"no Triton: embedding size {embedding_size} is no multiple of {SMALLEST} up to {LARGEST}"
+        backend = TritonBackend(precision, chunk_size)
+        wrong = disagreement(backend, precision, embedding_size, device)
+    except Exception as error:  # whatever a compiler raises: the run goes on without it
+        return None, f"no Triton: {type(error).__name__}: {error}"
+    if wrong:
+        return None, f"no Triton: its kernels were wrong in the check: {wrong}"
+    return backend, f"{torch.cuda.get_device_name(device)} (sm_{major}{minor}), kernels checked against the chunked backend"
 
 
 def _eager_gpu_products(precision: Precision) -> tuple[Fp32, str]:

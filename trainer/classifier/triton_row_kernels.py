@@ -31,15 +31,15 @@ def noise_bits(row_C, column_D, step):
 @triton.jit
 def round_stochastically(value, DTYPE: tl.constexpr, noise):
     """rounding.round_stochastically: fp32 `value` in DTYPE, one of its two neighbours; fp32 stays. `noise`: uint32 under 2^16."""
-    if DTYPE == tl.float32:
-        return value
     bits = value.to(tl.uint32, bitcast=True)
     if DTYPE == tl.bfloat16:
-        return ((bits + noise) & 0xFFFF0000).to(tl.float32, bitcast=True).to(DTYPE)
-    normal = ((bits + (noise >> 3)) & 0xFFFFE000).to(tl.float32, bitcast=True)
-    # Below 2^-14 the neighbours of fp16 are 2^-24 apart.
-    small = tl.floor(value * 16777216.0 + noise.to(tl.float32) * 0.0000152587890625) * 5.9604644775390625e-08
-    return tl.where(tl.abs(value) < 6.103515625e-05, small, normal).to(DTYPE)
+        value = ((bits + noise) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    elif DTYPE == tl.float16:
+        normal = ((bits + (noise >> 3)) & 0xFFFFE000).to(tl.float32, bitcast=True)
+        # Below 2^-14 the neighbours of fp16 are 2^-24 apart.
+        small = tl.floor(value * 16777216.0 + noise.to(tl.float32) * 0.0000152587890625) * 5.9604644775390625e-08
+        value = tl.where(tl.abs(value) < 6.103515625e-05, small, normal)
+    return value.to(DTYPE)
 
 
 @triton.jit(do_not_specialize=["count", "first", "start", "num_tiles", "step"])
@@ -88,7 +88,7 @@ def rows_kernel(
     there = (c < count)[:, None] & (d < D)[None, :]
     at = c.to(tl.int64)[:, None] * D + d[None, :]
     row = tl.load(rows_CD + at, there, 0.0).to(tl.float32)
-    norm = tl.maximum(tl.sqrt(tl.sum(row * row, 1)), EPS)
+    norm = tl.where(c < count, tl.maximum(tl.sqrt(tl.sum(row * row, 1)), EPS), 1.0)
     w = as_operand(row / norm[:, None], DTYPE, EMULATED)
 
     gradient = tl.zeros([CLASSES, P], tl.float32)
@@ -102,7 +102,7 @@ def rows_kernel(
         gradient = tl.dot(as_operand(error, DTYPE, EMULATED), x, gradient, input_precision=PRECISION)
 
     group = first // CLASSES + block
-    for t0 in range(tl.load(offset_G + group), tl.load(offset_G + group + 1), PAIRS):
+    for t0 in tl.range(tl.load(offset_G + group), tl.load(offset_G + group + 1), PAIRS, num_stages=1):
         t = t0 + tl.arange(0, PAIRS)
         mine = t < tl.load(offset_G + group + 1)
         of_class, b = tl.load(class_T + t, mine, -1), tl.load(sample_T + t, mine, 0)

@@ -18,11 +18,13 @@ EPS = tl.constexpr(1e-12)
 def as_operand(value, DTYPE: tl.constexpr, EMULATED: tl.constexpr):
     """fp32 `value` as the products take it, rounded to the nearest of DTYPE."""
     if not EMULATED:
-        return value.to(DTYPE)
-    if DTYPE == tl.bfloat16:
+        rounded = value.to(DTYPE)
+    elif DTYPE == tl.bfloat16:
         bits = value.to(tl.uint32, bitcast=True)
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
-    return value.to(DTYPE).to(tl.float32)
+        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    else:
+        rounded = value.to(DTYPE).to(tl.float32)
+    return rounded
 
 
 @triton.jit
