@@ -44,6 +44,8 @@ def round_stochastically(value: Tensor, dtype: torch.dtype, noise: Tensor) -> Te
         return ((bits + noise) & -0x1_0000).view(torch.float32).to(dtype)
     assert dtype == torch.float16, dtype
     normal = ((bits + (noise >> 3)) & -0x2000).view(torch.float32)
-    # Below 2^-14 the neighbours of fp16 are 2^-24 apart.
-    small = (value * 2.0**24 + noise * 2.0**-16).floor_() * 2.0**-24
+    # Below 2^-14 the neighbours of fp16 are 2^-24 apart. The noise is added to the fraction alone: a sum with the whole would be rounded.
+    scaled = value * 2.0**24
+    whole = scaled.floor()
+    small = (whole + (scaled.sub_(whole) + noise * 2.0**-16).floor_()) * 2.0**-24
     return torch.where(value.abs() < 2.0**-14, small, normal).to(dtype)

@@ -37,7 +37,9 @@ def round_stochastically(value, DTYPE: tl.constexpr, noise):
     elif DTYPE == tl.float16:
         normal = ((bits + (noise >> 3)) & 0xFFFFE000).to(tl.float32, bitcast=True)
         # Below 2^-14 the neighbours of fp16 are 2^-24 apart.
-        small = tl.floor(value * 16777216.0 + noise.to(tl.float32) * 0.0000152587890625) * 5.9604644775390625e-08
+        scaled = value * 16777216.0
+        whole = tl.floor(scaled)
+        small = (whole + tl.floor(scaled - whole + noise.to(tl.float32) * 0.0000152587890625)) * 5.9604644775390625e-08
         value = tl.where(tl.abs(value) < 6.103515625e-05, small, normal)
     return value.to(DTYPE)
 
