@@ -126,7 +126,8 @@ class Table:
             f"{row['seconds'] / problem.classes * 1e9:9.0f}{row['extra_bytes'] / 1e6:10.1f}"
             f"{row['seconds'] / self._reference['seconds']:7.2f}{row['extra_bytes'] / max(1, self._reference['extra_bytes']):8.2f}"
             f"{'-' if share is None else format(share, '.0%'):>8}"
-            + "".join(f"{'-' if e is None else format(e, '.1e'):>10}" for e in errors),
+            + "".join(f"{'-' if e is None else format(e, '.1e'):>10}" for e in errors)
+            + (f"  disturbed: {row['waiting']:.2f} threads waited for a processor" if row["waiting"] > 0.1 else ""),
             flush=True,
         )
 

@@ -81,6 +81,16 @@ def available_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
+def waited_seconds() -> float:
+    """Of all threads together, ready to run while others had the processors (0 where Linux does not count it): others disturb the
+    measurement."""
+    waited = 0
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            waited += int(file.read_text().split()[1])
+    return waited / 1e9
+
+
 def measure(name: str, problem: Problem, truth_folder: Path | None, seconds: float) -> dict[str, Any]:
     """The row's figures. Timed steps end after `seconds`, with one at least. Raises `Unavailable`.
 
@@ -104,6 +114,7 @@ def measure(name: str, problem: Problem, truth_folder: Path | None, seconds: flo
         extras.append(memory.extra())
     truth = truth_folder and Truth.at(truth_folder, problem, "smoothed" in name)
     figures = errors(head, problem, losses, [x_BD.grad for x_BD, _ in batches[:CHECKED]], truth)
+    waited = waited_seconds()
     for x_BD, instance_B in batches[CHECKED:]:
         if sum(times) < seconds:
             start = time.perf_counter()
@@ -115,6 +126,7 @@ def measure(name: str, problem: Problem, truth_folder: Path | None, seconds: flo
         "seconds_min": min(times),
         "seconds_max": max(times),
         "steps": len(times),
+        "waiting": (waited_seconds() - waited) / sum(times),
         "extra_bytes": max(extras) if problem.device == "cpu" else extras[-1],
         "loss": losses[0],
         **figures,

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from benchmarks import classifier
+from benchmarks import classifier, classifier_peers
 from benchmarks.classifier_heads import build
 from benchmarks.classifier_inputs import CHECKED, Problem
 from benchmarks.classifier_measure import PeakMemory, measure
@@ -95,6 +97,25 @@ def test_what_cannot_run_here_says_why(name: str) -> None:
     """A row that the device or an installation lacks is no row of figures."""
     with pytest.raises(Unavailable, match=r"GPU|products"):
         measure(name, PROBLEM, None, seconds=1)
+
+
+@pytest.mark.parametrize("name", ["cut-cross-entropy", "liger", "liger-auto"])
+def test_the_gpus_peers_get_normalised_rows_and_no_filter(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the packages' functions replaced by plain ones of their signatures, the step is the reference's to bf16's rounding."""
+
+    def cut(e: Tensor, c: Tensor, targets: Tensor, filter_eps: float | str | None = "high", impl: str = "cce") -> Tensor:
+        assert (filter_eps, impl) == (None, "cce")
+        return F.cross_entropy((e @ c.T).float(), targets)
+
+    def liger(input: Tensor, weight: Tensor, target: Tensor, accum_dtype: torch.dtype | None = None, chunk_mem_const: int = 1) -> Tensor:
+        assert accum_dtype == torch.float32
+        assert chunk_mem_const == (1 if name == "liger-auto" else 700 // (4 * 16))
+        return F.cross_entropy((input @ weight.T).float(), target)
+
+    monkeypatch.setattr(classifier_peers, "_imported", lambda *_: cut if name == "cut-cross-entropy" else liger)
+    found = row(name, folder)
+    assert found["loss_error"] < 0.05
+    assert 1e-5 < found["rows_error_relative"] < 0.3
 
 
 @pytest.mark.parametrize("name", ["ours", "ours-fp31", "densest", "partial_fc"])
