@@ -122,7 +122,7 @@ class ChunkedBackend:
             if gain != 1.0:
                 gradient_CD *= gain
             # Through w_hat = w / |w|: only what is orthogonal to the row moves it.
-            along_C1 = torch.linalg.vecdot(gradient_CD, w_CD)[:, None]
+            along_C1 = torch.mul(gradient_CD, w_CD, out=buffers.scratch(len(w))).sum(1, keepdim=True)
             yield chunk, gradient_CD.addcmul_(w_CD, along_C1, value=-1).div_(norm_C1)
 
     def tile_length(self, samples: int) -> int:
@@ -182,6 +182,7 @@ class _Buffers:
     def __init__(self, chunk_size: int, rows: int, samples: int, embedding_size: int, device: torch.device, dtype: torch.dtype) -> None:
         self._unit_CD = torch.empty(rows, embedding_size, device=device)
         self._gradient_CD: Tensor | None = None
+        self._scratch_CD: Tensor | None = None
         self._scores = torch.empty(rows * samples, dtype=dtype, device=device)
 
     def unit(self, rows_CD: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,3 +198,8 @@ class _Buffers:
         if self._gradient_CD is None:
             self._gradient_CD = torch.empty_like(self._unit_CD)
         return self._gradient_CD[:rows]
+
+    def scratch(self, rows: int) -> Tensor:
+        if self._scratch_CD is None:
+            self._scratch_CD = torch.empty_like(self._unit_CD)
+        return self._scratch_CD[:rows]
