@@ -21,7 +21,7 @@ from trainer.classifier.products import Fp32
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed: it is for Linux on x86-64")
 
-TOLERANCE = {"fp32": 2e-6, "bf16": 2e-2, "fp16": 1e-3}
+TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 1e-3}
 """Of a tensor, relative to its largest element. With bf16, a score's error of 2^-9 is an exponential's of 2 % at temperature 0.1."""
 
 

@@ -39,6 +39,8 @@ class Case:
     on_host: bool = False
     copies: int = 1
     """Classes of one row each."""
+    spread: float = 1.0
+    """How far rows are from each other; under the products' rounding, only exact scores tell them apart."""
 
 
 CASES = {
@@ -46,6 +48,7 @@ CASES = {
     "unsmoothed": Case(70, 130, 16, 0),
     "low temperature, wide": Case(70, 20, 144, 3, temperature=0.03),
     "ties": Case(150, 9, 16, 7, copies=3),
+    "nearer than 16 bits tell": Case(300, 9, 32, 3, spread=1e-3),
     "fewer classes than hardest": Case(3, 5, 16, 5),
     "no classes": Case(0, 4, 16, 2),
     "bf16 rows": Case(90, 20, 32, 4, rows_dtype=torch.bfloat16),
@@ -61,7 +64,8 @@ def problem(case: Case, device: str) -> tuple[RowStore, torch.Tensor, torch.Tens
     """Rows, features and own classes: some of other shards, one twice, one very near to its row; the last sample is padding."""
     generator = torch.Generator().manual_seed(0)
     different = -(-case.classes // case.copies)
-    rows_nD = torch.randn(different, case.embedding, generator=generator).repeat(case.copies, 1)[: case.classes].to(case.rows_dtype)
+    rows_nD = torch.randn(different, case.embedding, generator=generator)
+    rows_nD = (rows_nD[:1] * (1 - case.spread) + rows_nD * case.spread).repeat(case.copies, 1)[: case.classes].to(case.rows_dtype)
     momentum_nD = (torch.randn(case.classes, case.embedding, generator=generator) * 1e-2).to(case.momentum_dtype)
     x_BD = F.normalize(torch.randn(case.samples, case.embedding, generator=generator), dim=1)
     own_B = torch.randint(max(1, case.classes), (case.samples,), generator=generator) + FIRST

@@ -31,8 +31,9 @@ from trainer.classifier.triton_rows import RowPass
 from trainer.classifier.triton_scan import ChunkScan
 
 LOG2_E = math.log2(math.e)
-CHUNK, MAXIMA = 1 << 16, 1 << 22
-"""Classes of a chunk, and maxima that exist at a time, at most."""
+CHUNK, MAXIMA, LEAST = 1 << 16, 1 << 22, 1 << 13
+"""Classes of a chunk, and maxima that exist at a time, at most; but so many classes even of very large batches. As rows of a chunk are
+no more, their offsets fit 32 bits."""
 
 
 class TritonBackend:
@@ -49,7 +50,8 @@ class TritonBackend:
         with _on(x_BD.device):
             chunks = ChunkScan(self._operands, x_BD, local_B, LOG2_E / temperature, k > 0)
             hardest = HardestGroups(local_B, k, chunks.exact, 1.0, self._operands.slack(D)) if k else None
-            for first, rows_CD in _raw_chunks(store, self._size(chunks.group, chunks.group * MAXIMA // max(1, B))):
+            most = max(LEAST, chunks.group * MAXIMA // max(1, B)) if k else CHUNK
+            for first, rows_CD in _raw_chunks(store, self._size(chunks.group, most)):
                 maximum_GB = chunks.add(first, rows_CD)
                 if hardest is not None:
                     hardest.offer_groups(maximum_GB, chunks.group, first, chunks.open)
@@ -81,7 +83,7 @@ class TritonBackend:
 
     def _size(self, block: int, most: int) -> int:
         """Classes of a chunk: whole blocks."""
-        return max(1, min(self._chunk_size or CHUNK, most) // block) * block
+        return max(1, min(self._chunk_size or CHUNK, CHUNK, most) // block) * block
 
 
 def _raw_chunks(store: RowStore, size: int) -> Iterator[tuple[int, Tensor]]:

@@ -15,7 +15,7 @@ from trainer.classifier.topk import key_classes, key_scores
 
 CLASSES, SAMPLES, HARDEST, TEMPERATURE, SMOOTHING, FIRST = 1000, 200, 10, 0.1, 0.2, 5000
 TOLERANCE = {"fp32": 2e-5, "bf16": 5e-3, "fp16": 1e-3}
-"""Of a tensor, relative to its largest element; several times what Triton's interpreter gives (tests/unit/test_triton_backend.py)."""
+"""Of a tensor, relative to its largest element; several times what Triton's interpreter gives."""
 
 
 def disagreement(backend: Backend, precision: str, embedding_size: int, device: torch.device) -> str | None:
@@ -32,6 +32,9 @@ def disagreement(backend: Backend, precision: str, embedding_size: int, device: 
         x_BD[-3:], own_B[-3:] = 0.0, -1
         stores = [RowStore(FIRST, rows_nD.to(dtype, copy=True), (momentum_nD * 1e-3).to(dtype)) for _ in range(2)]
         mine, theirs = (each.scan(stores[1], x_BD, own_B, HARDEST, TEMPERATURE) for each in (backend, reference))
+        again = backend.scan(stores[0], x_BD, own_B, HARDEST, TEMPERATURE)
+        if not (torch.equal(mine.partition_B, again.partition_B) and torch.equal(mine.pull_BD, again.pull_BD)):
+            return f"the first pass ({dtype} rows) is not the same twice"
         batch = SecondPass(x_BD, theirs.partition_B, (own_B >= 0).float() / SAMPLES, _pairs(stores[1].rows_nD, x_BD, own_B, theirs.key_BK))
         compared = [
             ("partition sum", mine.partition_B, theirs.partition_B, tolerance),
