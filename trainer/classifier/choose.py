@@ -81,7 +81,7 @@ def _eager_gpu_products(precision: Precision) -> tuple[Fp32, str]:
         return Fp32(), f"{name} has no bf16 products; fp32"
     try:
         one = torch.ones(16, 16, dtype=torch.float16, device="cuda")
-        torch.mm(one, one, out_dtype=torch.float32)
+        torch.mm(one, one.T, out_dtype=torch.float32, out=torch.empty(16, 16, device="cuda"))
     except (RuntimeError, TypeError):
         return Fp32(), f"PyTorch {torch.__version__} has no products of halves with fp32 results; fp32"
     return HalfIn({"bf16": torch.bfloat16, "fp16": torch.float16}[precision]), f"{precision} products with fp32 results on {name}"
