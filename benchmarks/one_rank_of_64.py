@@ -17,7 +17,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -73,7 +72,7 @@ def main() -> int:
 
 
 def encoder_seconds(device: str, images: int, products: str) -> float:
-    """Of one image: a ResNet-50 forward and backward at 224 pixels, the median of three batches; 16-bit products by autocast on a GPU."""
+    """Of one image: a ResNet-50 forward and backward at 224 pixels, the fastest of three batches; 16-bit products by autocast on a GPU."""
     timm = import_timm()
     model = timm.create_model("resnet50").to(device).train()
     image_b = torch.randn(images, 3, 224, 224, device=device)
@@ -87,7 +86,7 @@ def encoder_seconds(device: str, images: int, products: str) -> float:
         if device != "cpu":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return median(times[1:]) / images
+    return min(times[1:]) / images
 
 
 def _alone(function: Any, *arguments: Any) -> Any:
