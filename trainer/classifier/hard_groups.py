@@ -32,8 +32,7 @@ class HardestGroups(HardestClasses):
             score_tC = scores(group_t, sample_t)
             reaches_tC = score_tC >= self._bar_over(reached_B)[sample_t][:, None]
             at_T, column_T = (reaches_tC & (score_tC > -torch.inf)).nonzero(as_tuple=True)
-            self._waiting.append((first + group_t[at_T] * size + column_T, sample_t[at_T]))
-            self._num_waiting += len(at_T)
+            self._wait(first + group_t[at_T] * size + column_T, sample_t[at_T])
             self.settle()
 
     def _bar_over(self, floor_B: Tensor) -> Tensor:

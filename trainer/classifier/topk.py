@@ -65,7 +65,8 @@ class HardestClasses:
         self._key_BK = torch.full((len(own_B), k), NONE, device=own_B.device)
         self._floor_B = torch.full((len(own_B),), -torch.inf, device=own_B.device)
         self._is_full = False
-        self._waiting: list[tuple[Tensor, Tensor]] = []  # classes and samples that reached the floor
+        # Classes and samples that reached the floor. One block of memory: many small ones would keep the heap from shrinking (LOG.md).
+        self._waiting = torch.empty(2, len(own_B) * max(16, k // 2), dtype=torch.int64, device=own_B.device)
         self._num_waiting = 0
 
     def offer(self, score_CB: Tensor, first: int) -> None:
@@ -85,9 +86,8 @@ class HardestClasses:
         if not len(group_T):
             return
         column_T, sample_T = _open(score_CB, group_T, sample_T, bar_B)
-        self._waiting.append((column_T + first, sample_T))
-        self._num_waiting += len(column_T)
-        if not self._is_full or self._num_waiting > len(self._key_BK) * max(16, self.k // 2):
+        self._wait(column_T + first, sample_T)
+        if not self._is_full:
             self.settle()
 
     def keys(self) -> Tensor:
@@ -97,10 +97,22 @@ class HardestClasses:
 
     def settle(self) -> None:
         """Rank what waits; `exact` is called here alone."""
-        if not self._num_waiting:
+        if self._num_waiting:
+            self._rank(*self._waiting[:, : self._num_waiting])
+            self._num_waiting = 0
+
+    def _wait(self, class_T: Tensor, sample_T: Tensor) -> None:
+        """Be ranked at the next `settle`, or now where there is no room."""
+        if self._num_waiting + len(class_T) > self._waiting.shape[1]:
+            self.settle()
+        if len(class_T) > self._waiting.shape[1]:
+            self._rank(class_T, sample_T)
             return
-        class_T, sample_T = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
-        self._waiting, self._num_waiting = [], 0
+        now = slice(self._num_waiting, self._num_waiting + len(class_T))
+        self._waiting[0, now], self._waiting[1, now] = class_T, sample_T
+        self._num_waiting = now.stop
+
+    def _rank(self, class_T: Tensor, sample_T: Tensor) -> None:
         is_other_T = class_T != self._own_B[sample_T]
         class_T, sample_T = class_T[is_other_T], sample_T[is_other_T]
         score_T = self._exact(class_T, sample_T)
@@ -114,7 +126,7 @@ class HardestClasses:
         place_T = torch.arange(len(sample_T), device=sample_T.device) - (count_B.cumsum(0) - count_B)[sample_T]
         key_BM = torch.nn.functional.pad(self._key_BK, (0, int(count_B.max())), value=NONE)
         key_BM[sample_T, self.k + place_T] = key_T[order_T]
-        self._key_BK = merge_keys(key_BM, self.k)
+        self._key_BK.copy_(merge_keys(key_BM, self.k))
         last_B = self._key_BK[:, -1]
         self._floor_B = key_scores(last_B)
         self._is_full = bool(((last_B != NONE) | self._is_padding_B).all())
