@@ -21,8 +21,8 @@ COLOURS = {"ours-fp32": "#0b6e4f", "ours-bf16": "#3d8bfd", "dense": "#c1440e"}
 def panel(rows: list[dict[str, Any]], of: Callable[[dict[str, Any]], float], title: str, unit: str, left: int) -> str:
     """Both axes logarithmic, one line for each name."""
     xs, ys = [math.log10(row["classes"]) for row in rows], [math.log10(of(row)) for row in rows]
-    low, high = math.floor(min(ys)), math.ceil(max(ys))
-    first, last = math.floor(min(xs)), math.ceil(max(xs))
+    low, high = math.floor(min(ys)), math.floor(max(ys)) + 1
+    first, last = math.floor(min(xs)), max(math.ceil(max(xs)), math.floor(min(xs)) + 1)
 
     def place(x: float, y: float) -> tuple[float, float]:
         return left + (x - first) / (last - first) * WIDTH, TOP + (high - y) / (high - low) * HEIGHT
@@ -54,7 +54,7 @@ def figure(rows: list[dict[str, Any]]) -> str:
     second = LEFT + WIDTH + GAP
     panels = [
         panel(rows, lambda row: row["seconds"], f"Seconds per step, batch {about['batch']}", "", LEFT),
-        panel(rows, lambda row: row["extra_bytes"] / 1e6, "Memory beyond rows and momentum", " MB", second),
+        panel(rows, lambda row: max(1.0, row["extra_bytes"] / 1e6), "Memory beyond rows and momentum", " MB", second),
     ]
     legend = []
     for i, (name, colour) in enumerate(COLOURS.items()):

@@ -110,10 +110,11 @@ class MemoryEstimate(Message):
     """Per rank, in bytes. null: not known for this backbone."""
 
     rows: int
-    """The rank's share of the class rows, fp32."""
+    """The rank's share of the class rows; with classifier.rows_on host in host memory, and not in `total`."""
     rows_momentum: int
+    """Their momentum, likewise."""
     classifier_work: int
-    """The scores of one chunk and the gathered features."""
+    """A tile of scores, a chunk of rows and the gathered features."""
     encoder: int | None
     """Parameters, gradients and momentum, as the ZeRO stage divides them."""
     activations: int | None

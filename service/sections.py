@@ -91,7 +91,8 @@ class Classifier(Section):
     embedding_size: int = Field(default=128, ge=4, le=4096)
     """D, the size of the projected feature and of a class row. Paper: 128."""
     temperature: float = Field(default=0.15, ge=0.03, le=1.0)
-    """tau of the cosine softmax. Paper: 0.15. Below 0.03 the shifted exponential leaves the range of fp32."""
+    """tau of the cosine softmax. Paper: 0.15. Lower ones are refused: exp(cosine / tau) is taken as it is, without a running
+    maximum, and its range in fp32 is tested down to 0.03."""
     smoothing: float = Field(default=0.2, ge=0.0, lt=1.0)
     """alpha: the share of the target spread evenly over the K hardest classes. Paper: 0.2. 0 gives Eq. (1)."""
     hardest_k: int = Field(default=50, ge=1, le=10_000)
@@ -116,7 +117,8 @@ class Classifier(Section):
     rows_on: Literal["device", "host"] = "device"
     """`host`: rows and momentum stay in host memory and travel to the GPU chunk by chunk, for more classes than it holds."""
     chunk_size: int | None = Field(default=None, ge=16, le=1_048_576)
-    """Classes whose scores are held at a time. Default: what suits the device's caches (on a CPU 4096)."""
+    """Classes whose scores are held at a time. Default: what suits the device's caches (on a CPU 4096). The Triton kernels take at
+    most 65,536."""
 
 
 class Augmentation(Section):

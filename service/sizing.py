@@ -64,11 +64,17 @@ def memory_per_rank(spec: RunSpec, num_images: int, num_ranks: int) -> MemoryEst
     section = spec.classifier
     num_elements = -(-num_images // num_ranks) * section.embedding_size
     rows, momentum = num_elements * BYTES[section.rows_dtype], num_elements * BYTES[section.momentum_dtype]
+    on_device = 0 if section.rows_on == "host" else rows + momentum
     work = _classifier_work(spec, num_images, num_ranks)
     encoder = _encoder(spec, size, num_ranks) if size else None
     activations = _activations(spec, size, num_ranks) if size else None
-    total = None if encoder is None or activations is None else rows + momentum + work + encoder + activations
+    total = None if encoder is None or activations is None else on_device + work + encoder + activations
     return MemoryEstimate(rows=rows, rows_momentum=momentum, classifier_work=work, encoder=encoder, activations=activations, total=total)
+
+
+def gpu_chunk(samples: int, embedding_size: int) -> int:
+    """Classes of a chunk on a GPU without Triton: at most GPU_SCORES scores, and rows of a quarter of their bytes."""
+    return max(256, min(GPU_SCORES // max(1, samples), GPU_SCORES // (4 * embedding_size)))
 
 
 def local_batch(spec: RunSpec, num_ranks: int) -> int:
@@ -97,15 +103,20 @@ def _classifier_work(spec: RunSpec, num_images: int, num_ranks: int) -> int:
         n, B, gathered = -(-num_images // num_ranks), b * num_ranks, 0
     # A tile of scores, and the chunk's rows: as they are read, of unit norm, their gradient (trainer/classifier/choose.py).
     on_cpu = spec.resources.device == "cpu"
-    chunk = min(n, section.chunk_size or (CPU_CHUNK if on_cpu else max(256, GPU_SCORES // B)))
+    chunk = min(n, section.chunk_size or (CPU_CHUNK if on_cpu else gpu_chunk(B, D)))
     scores = chunk * (min(B, CPU_TILE) if on_cpu else B) * FP32 + 3 * chunk * D * FP32
-    # Features, their gradients and targets, as they were gathered and as they travel; ids and weights of the target classes.
-    step = gathered + scores + 7 * B * D * FP32 + 40 * B * (1 + K)
+    if section.rows_on == "host":  # three chunks of rows and momentum
+        scores += 3 * chunk * D * (BYTES[section.rows_dtype] + BYTES[section.momentum_dtype])
+    # Features, their gradients and targets, as they were gathered and as they travel; ids and weights of the target classes. The features
+    # and targets of all parts wait for the step, which joins them.
+    waiting = 2 * (spec.optimizer.gradient_accumulation_steps - 1) * B * (D * FP32 + 24 * (1 + K))
+    step = gathered + scores + 7 * B * D * FP32 + 40 * B * (1 + K) + waiting
     if section.hardest_by != "class_similarity" or not K:
         return step
-    # Between two steps: scores of a block, keys of the nearest so far of the rows that are asked for (trainer/classifier/similarity.py).
+    # Between two steps (trainer/classifier/similarity.py): scores of a block; of the rows asked for, keys of the nearest so far and what
+    # waits to be ranked.
     block = min(4096, n)
-    search = min(262_144, n) * K * 8 + block * (block + 4 * K) * FP32
+    search = min(262_144, n) * (K * 8 + 16 * max(16, K // 2)) + block * (block + 4 * K) * FP32
     return n * K * 4 + max(step, search)
 
 

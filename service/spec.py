@@ -120,6 +120,12 @@ class RunSpec(Section):
                     f"classifier.{name} is {value} with parallelism zero3: DeepSpeed then keeps the rows, in fp32 on the device: set "
                     f"parallelism to class, or {name} to {kept}"
                 )
+        section = self.classifier
+        if section.rows_on == "host" and section.hardest_by == "class_similarity" and section.smoothing > 0:
+            raise ValueError(
+                "classifier.rows_on is host with hardest_by class_similarity: the search for the nearest rows wants them on the device: "
+                "set hardest_by to sample_score, or rows_on to device"
+            )
         if self.precision == "fp16" and self.resources.device == "cpu":
             raise ValueError("precision is fp16 on resources.device cpu: CPUs have no fast fp16: use fp32 or bf16")
         if self.classifier.parallelism == "zero3" and self.zero_stage != 3:

@@ -89,6 +89,12 @@ CASES = [
         "or rows_dtype to fp32",
     ),
     Wrong(
+        "rows on the host that are to be searched",
+        {"classifier": {"rows_on": "host", "hardest_by": "class_similarity"}},
+        "classifier.rows_on",
+        "or rows_on to device",
+    ),
+    Wrong(
         "a step in more parts than it has images for",
         {"optimizer": {"gradient_accumulation_steps": 4}},
         "optimizer.gradient_accumulation_steps",

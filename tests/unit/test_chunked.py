@@ -212,3 +212,16 @@ def test_several_calls_before_a_step_are_one_call_with_all_their_samples(product
     assert losses[0] == pytest.approx(losses[1], abs=UNIT[products])
     moved = (rows[0] - rows_ND).abs().max().item()
     assert (rows[0] - rows[1]).abs().max().item() < UNIT[products] * 4 * moved + 2.0**-22
+
+
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_a_pass_over_no_sample_finds_nothing_and_leaves_the_rows_alone(products: str) -> None:
+    """A rank of the whole-matrix classifier can be without samples."""
+    store = RowStore(0, made()[0], torch.zeros(N, D))
+    backend = ChunkedBackend(PRODUCTS[products], 64, 16)
+    nothing = torch.empty(0, dtype=torch.int64)
+    scan = backend.scan(store, torch.empty(0, D), nothing, 3, 0.15)
+    assert scan.key_BK.shape == (0, 3)
+    pairs = TargetPairs(nothing, nothing, torch.empty(0), torch.empty(0))
+    batch = SecondPass(torch.empty(0, D), scan.partition_B, torch.empty(0), pairs)
+    assert not any(gradient_CD.any() for _, gradient_CD in backend.row_gradients(store, batch, 0.15, update=False))

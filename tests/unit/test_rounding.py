@@ -109,3 +109,13 @@ def test_the_noises_of_rows_columns_steps_and_momentum_are_not_correlated() -> N
         for bit in range(16):
             agree = ((a ^ b) >> bit & 1).double().mean().item()
             assert abs(2 * agree - 1) < bound, (name, bit)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_no_number_stays_none_and_infinity_stays_infinite(dtype: torch.dtype) -> None:
+    """Also NaN with all its bits set, as GPUs have it, whatever the noise is: a broken row must not become one of zeros."""
+    bits = torch.tensor([0x7FFF_FFFF, -1, 0x7FC0_0000, 0x7F80_0000, -0x80_0000], dtype=torch.int32)
+    for noise in (0, 1, 0x8000, 0xFFFF):
+        rounded = round_stochastically(bits.view(torch.float32), dtype, torch.full((5,), noise, dtype=torch.int32))
+        assert rounded.isnan().tolist() == [True, True, True, False, False]
+        assert rounded[3:].tolist() == [torch.inf, -torch.inf]

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from service.sizing import CPU_CHUNK, CPU_TILE, GPU_SCORES
+from service.sizing import CPU_CHUNK, CPU_TILE, gpu_chunk
 from trainer.classifier.backend import Backend
 from trainer.classifier.chunked import ChunkedBackend
 from trainer.classifier.products import CpuBf16, Fp32, HalfIn, OneDnnFp32
@@ -33,7 +33,7 @@ def _choose(device: torch.device, precision: Precision, samples: int, embedding_
         return fused, why
     products, reason = _eager_gpu_products(precision)
     reason = f"{reason} ({why})"
-    size = chunk_size or max(256, GPU_SCORES // max(1, samples))
+    size = chunk_size or gpu_chunk(samples, embedding_size)
     return ChunkedBackend(products, size, max(1, samples)), reason
 
 

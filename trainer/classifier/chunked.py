@@ -63,15 +63,16 @@ class ChunkedBackend:
                 score_Cb = products.mm(w, feature_tDb[number], buffers.tile(len(w), tile))
                 if k:
                     hardest_t[number].offer(score_Cb, chunk.at.start)
+                if own is not None:
+                    own.leave_out(score_Cb, chunk.at.start // self.chunk_size, number)
                 if products.shift is not None:
                     before_b, highest_B[tile] = highest_B[tile].clone(), torch.maximum(highest_B[tile], score_Cb.amax(0))
-                    score_Cb += products.shift - highest_B[tile]
-                    fewer_b = (before_b - highest_B[tile]).exp2_()
+                    finite_b = highest_B[tile].masked_fill(highest_B[tile] == -torch.inf, 0.0)  # there is nothing but the own class yet
+                    score_Cb += products.shift - finite_b
+                    fewer_b = (before_b - finite_b).exp2_()
                     partition_B[tile] *= fewer_b
                     pull_BD[tile] *= fewer_b[:, None]
                 score_Cb.exp2_()
-                if own is not None:
-                    own.leave_out(score_Cb, chunk.at.start // self.chunk_size, number)
                 partition_B[tile] += score_Cb.sum(0, dtype=torch.float32)
                 products.add_mm(pull_BD[tile], products.exponentials(score_Cb).T, w)
         if products.shift is not None and len(store):
@@ -81,7 +82,7 @@ class ChunkedBackend:
         if own is not None:
             own.add(partition_B, pull_BD, temperature)
         key_tbK = [move_keys(hardest.keys(), store.start) for hardest in hardest_t]
-        return Scan(partition_B, pull_BD, torch.cat(key_tbK) if k else own_B.new_empty(B, 0))
+        return Scan(partition_B, pull_BD, torch.cat(key_tbK) if key_tbK else own_B.new_empty(B, k))
 
     def _row_gradients(self, store: RowStore, batch: SecondPass, temperature: float, update: bool) -> Iterator[tuple[Chunk, Tensor]]:
         products, scale = self.products, LOG2_E / temperature
@@ -93,7 +94,7 @@ class ChunkedBackend:
             factor_BD, gain = x_BD * (batch.scale_B / (batch.partition_B * temperature)).float()[:, None], 1.0
         else:
             # Probabilities times 2^shift, their samples' scales among them; what the scales have in common comes last, in fp32.
-            largest = batch.scale_B.max().clamp_min(torch.finfo(torch.float32).tiny)
+            largest = torch.cat([batch.scale_B, batch.scale_B.new_full((1,), torch.finfo(torch.float32).tiny)]).max()
             shift_B = products.shift - log_partition_B + (batch.scale_B / largest).double().log2()
             factor_BD, gain = x_BD, float(largest) / (temperature * 2.0**products.shift)
         tiles = self._tiles(B)
@@ -110,6 +111,8 @@ class ChunkedBackend:
             norm_C1, w_CD = buffers.unit(chunk.rows_CD)
             w = products.operand(w_CD)
             gradient_CD = buffers.gradient(len(w))
+            if not tiles:
+                gradient_CD.zero_()
             for number, tile in enumerate(tiles):
                 error_Cb = products.mm(w, feature_tDb[number], buffers.tile(len(w), tile))
                 if products.shift is not None:
@@ -142,13 +145,13 @@ class _OwnClasses:
         self._class_T = own_B[self._sample_T] - store.start
         self._score_T = score_pairs(store.rows_nD, x_BD, self._class_T, self._sample_T)
         self._row_TD = store.rows_nD[self._class_T.to(store.rows_nD.device)].to(x_BD.device).float()
-        zero_T = torch.zeros(len(self._class_T), dtype=backend.products.score_dtype, device=x_BD.device)
+        none_T = torch.full(self._class_T.shape, -torch.inf, dtype=backend.products.score_dtype, device=x_BD.device)
         length = backend.tile_length(len(x_BD))
-        self._entries = Entries(self._class_T, self._sample_T, zero_T, backend.chunk_size, length, num_tiles)
+        self._entries = Entries(self._class_T, self._sample_T, none_T, backend.chunk_size, length, num_tiles)
 
-    def leave_out(self, exp_Cb: Tensor, chunk: int, tile: int) -> None:
-        column_T, sample_T, zero_T = self._entries.of(chunk, tile)
-        exp_Cb[column_T, sample_T] = zero_T
+    def leave_out(self, score_Cb: Tensor, chunk: int, tile: int) -> None:
+        column_T, sample_T, none_T = self._entries.of(chunk, tile)
+        score_Cb[column_T, sample_T] = none_T
 
     def add(self, partition_B: Tensor, pull_BD: Tensor, temperature: float) -> None:
         exp_T = (self._score_T.double() / temperature).exp_()

@@ -41,11 +41,13 @@ def round_stochastically(value: Tensor, dtype: torch.dtype, noise: Tensor) -> Te
     """`value` (fp32) in `dtype` (bf16 or fp16): one of its two neighbours. `noise`: 16 uniform bits for each element."""
     bits = value.contiguous().view(torch.int32)
     if dtype == torch.bfloat16:
-        return ((bits + noise) & -0x1_0000).view(torch.float32).to(dtype)
+        rounded = ((bits + noise) & -0x1_0000).view(torch.float32)
+        return torch.where(value.isnan(), value, rounded).to(dtype)  # NaN's bits could carry into the sign
     assert dtype == torch.float16, dtype
     normal = ((bits + (noise >> 3)) & -0x2000).view(torch.float32)
     # Below 2^-14 the neighbours of fp16 are 2^-24 apart. The noise is added to the fraction alone: a sum with the whole would be rounded.
     scaled = value * 2.0**24
     whole = scaled.floor()
     small = (whole + (scaled.sub_(whole) + noise * 2.0**-16).floor_()) * 2.0**-24
-    return torch.where(value.abs() < 2.0**-14, small, normal).to(dtype)
+    rounded = torch.where(value.abs() < 2.0**-14, small, normal)
+    return torch.where(value.isnan(), value, rounded).to(dtype)

@@ -48,7 +48,8 @@ class ShardedClassifier:
     score of each sample.
 
     Gradient accumulation: of several calls before a `step`, the step is that of the mean of their losses; exactly that of one call with
-    all their samples where they have equally many.
+    all their samples where they have equally many. A loss that no step is to follow is forgotten by
+    `skip_step`.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """The hardest classes by class similarity: of each class, the K classes whose rows are nearest, cos(w_i, w_j).
 
-Found over all ranks block by block, every refresh_epochs. Beside the table, memory is that of the blocks: each rank's rows travel once
-for every QUERIES rows of the largest shard.
+Found over all ranks block by block, every refresh_epochs. Beside the table, memory is that of the blocks and of the keys of QUERIES
+rows: each rank's rows travel once for every QUERIES rows of the largest shard.
 """
 
 from __future__ import annotations

@@ -39,6 +39,11 @@ class Chunk:
         rows_CD, momentum_CD = self.rows_CD, self._momentum_CD
         if momentum_CD.dtype != torch.float32:
             momentum_CD = momentum_CD.float()
+        if not sgd.momentum:  # which the fused operator takes for "no momentum buffer"
+            momentum_CD.copy_(gradient_CD).add_(rows_CD, alpha=sgd.weight_decay)
+            rows_CD.add_(momentum_CD, alpha=-sgd.learning_rate)
+            self._store.put(self.at, rows_CD, momentum_CD, sgd.step)
+            return
         torch._fused_sgd_(
             [rows_CD],
             [gradient_CD],

@@ -33,14 +33,16 @@ def round_stochastically(value, DTYPE: tl.constexpr, noise):
     """rounding.round_stochastically: fp32 `value` in DTYPE, one of its two neighbours; fp32 stays. `noise`: uint32 under 2^16."""
     bits = value.to(tl.uint32, bitcast=True)
     if DTYPE == tl.bfloat16:
-        value = ((bits + noise) & 0xFFFF0000).to(tl.float32, bitcast=True)
+        rounded = ((bits + noise) & 0xFFFF0000).to(tl.float32, bitcast=True)
+        value = tl.where(value == value, rounded, value)  # NaN's bits could carry into the sign
     elif DTYPE == tl.float16:
         normal = ((bits + (noise >> 3)) & 0xFFFFE000).to(tl.float32, bitcast=True)
         # Below 2^-14 the neighbours of fp16 are 2^-24 apart.
         scaled = value * 16777216.0
         whole = tl.floor(scaled)
         small = (whole + tl.floor(scaled - whole + noise.to(tl.float32) * 0.0000152587890625)) * 5.9604644775390625e-08
-        value = tl.where(tl.abs(value) < 6.103515625e-05, small, normal)
+        rounded = tl.where(tl.abs(value) < 6.103515625e-05, small, normal)
+        value = tl.where(value == value, rounded, value)
     return value.to(DTYPE)
 
 

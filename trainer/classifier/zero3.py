@@ -37,7 +37,7 @@ class Zero3Classifier(nn.Module):
         self.hardest_NK: Tensor | None = None
 
     def forward(self, x_bD: Tensor, instance_b: Tensor) -> Tensor:
-        """As ShardedClassifier.__call__: the mean over ranks is the mean over the global batch."""
+        """As ShardedClassifier.__call__, ranks without samples included: the mean over ranks is the mean over the global batch."""
         world_size = this_shard(self.num_classes).world_size
         num_samples = all_reduce(torch.tensor(float(len(x_bD)), device=x_bD.device), world_size)
         hardest_bK = None if self.hardest_NK is None else self.hardest_NK[instance_b]
