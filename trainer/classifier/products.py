@@ -141,12 +141,4 @@ class HalfInEmulated(HalfIn):
         return value.to(self.dtype).float()
 
     exponentials = operand
-
-    def mm(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-        return torch.mm(a, b, out=out)
-
-    def add_mm(self, total: Tensor, a: Tensor, b: Tensor) -> None:
-        total.addmm_(a, b)
-
-    def set_mm(self, total: Tensor, a: Tensor, b: Tensor) -> None:
-        torch.mm(a, b, out=total)
+    mm, add_mm, set_mm = Fp32.mm, Fp32.add_mm, Fp32.set_mm
