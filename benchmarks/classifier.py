@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.util
 import json
 import os
 import platform
@@ -51,8 +50,7 @@ LARGEST_TRUTH = 1 << 32
 def default_names(device: str) -> list[str]:
     if device == "cpu":
         return list(EVERYWHERE)
-    has_triton = importlib.util.find_spec("trainer.classifier.triton_backend") is not None
-    return [*EVERYWHERE, *ON_GPU, *(WITHOUT_TRITON if has_triton else ())]
+    return [*EVERYWHERE, *ON_GPU, *WITHOUT_TRITON]
 
 
 def in_child(call: str, problem: Problem, **arguments: Any) -> dict[str, Any]:

@@ -7,19 +7,17 @@ the headers and acknowledgements on top, and whatever else uses the device meanw
 
 from __future__ import annotations
 
-import pickle
 import tempfile
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
+
+from tests.distributed.launch import on_ranks
 
 SENT: dict[str, Callable[[float, int], float]] = {
     "all-gather": lambda part, P: (P - 1) * part,
@@ -94,41 +92,6 @@ def loopback_bytes() -> int:
 
 
 def on_counted_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 600) -> list[Any]:
-    """`function(*arguments)`, importable, on so many processes of one thread each; the results in rank order.
-
-    Raises RuntimeError with the tracebacks of the ranks that failed or gave nothing within `seconds`.
-    """
-    context = mp.get_context("spawn")
+    """`function(*arguments)`, of a module that imports this one, on so many counted ranks (tests/distributed/launch.py)."""
     with tempfile.TemporaryDirectory() as directory:
-        ranks = [
-            context.Process(target=_rank, args=(rank, world_size, directory, function, arguments), daemon=True)
-            for rank in range(world_size)
-        ]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join(timeout=seconds)
-        for process in ranks:
-            process.kill()
-        results = []
-        for rank in range(world_size):
-            path = Path(directory) / f"result-{rank}"
-            results.append(pickle.loads(path.read_bytes()) if path.exists() else (False, "nothing came back"))  # noqa: S301 - our own
-    failures = "\n".join(f"rank {rank} of {world_size}:\n{value}" for rank, (ok, value) in enumerate(results) if not ok)
-    if failures:
-        raise RuntimeError(failures)
-    return [value for _, value in results]
-
-
-def _rank(rank: int, world_size: int, directory: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    meet = f"file://{directory}/meet"
-    dist.init_process_group("counted", init_method=meet, rank=rank, world_size=world_size, timeout=timedelta(seconds=300))
-    try:
-        outcome = (True, function(*arguments))
-    except BaseException:
-        outcome = (False, traceback.format_exc())
-    temporary = Path(directory) / f".result-{rank}"
-    temporary.write_bytes(pickle.dumps(outcome))
-    temporary.rename(Path(directory) / f"result-{rank}")
-    dist.destroy_process_group()
+        return on_ranks(world_size, Path(directory), function, *arguments, backend="counted", seconds=seconds)

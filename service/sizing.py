@@ -101,10 +101,10 @@ def _classifier_work(spec: RunSpec, num_images: int, num_ranks: int) -> int:
         n, B, gathered = num_images, b, 2 * num_images * D * FP32
     else:
         n, B, gathered = -(-num_images // num_ranks), b * num_ranks, 0
-    # A tile of scores, and the chunk's rows: as they are read, of unit norm, their gradient (trainer/classifier/choose.py).
+    # A tile of scores, and the chunk's rows: as they are read, of unit norm, their gradient, a product (trainer/classifier/choose.py).
     on_cpu = spec.resources.device == "cpu"
     chunk = min(n, section.chunk_size or (CPU_CHUNK if on_cpu else gpu_chunk(B, D)))
-    scores = chunk * (min(B, CPU_TILE) if on_cpu else B) * FP32 + 3 * chunk * D * FP32
+    scores = chunk * (min(B, CPU_TILE) if on_cpu else B) * FP32 + 4 * chunk * D * FP32
     if section.rows_on == "host":  # three chunks of rows and momentum
         scores += 3 * chunk * D * (BYTES[section.rows_dtype] + BYTES[section.momentum_dtype])
     # Features, their gradients and targets, as they were gathered and as they travel; ids and weights of the target classes. The features

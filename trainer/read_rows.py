@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+BLOCK = 1 << 20
+"""Rows in memory at a time."""
 DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
 
 
@@ -45,6 +47,23 @@ def read_rows(checkpoint: Path, start: int = 0, stop: int | None = None, name: s
                 (part.astype(np.uint32) << 16).view(np.float32) if is_bf16 else part.astype(np.float32 if name != "hardest" else part.dtype)
             )
     return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+
+
+def write_npy(checkpoint: Path, out: Path, start: int = 0, stop: int | None = None, name: str = "rows") -> tuple[int, int]:
+    """The same rows in a .npy file, whole or not at all, a block in memory at a time. Returns their shape."""
+    stop = num_rows(checkpoint) if stop is None else stop
+    first = read_rows(checkpoint, start, min(start + BLOCK, stop), name)
+    shape = (stop - start, first.shape[1])
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        rows = np.lib.format.open_memmap(temporary, "w+", first.dtype, shape)
+        for at in range(start, stop, BLOCK):
+            rows[at - start : at - start + BLOCK] = read_rows(checkpoint, at, min(at + BLOCK, stop), name)
+        rows.flush()
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return shape
 
 
 def open_tensor(file: Path, name: str) -> NDArray[Any]:
@@ -80,11 +99,10 @@ def main() -> None:
     parser.add_argument("--name", default="rows", choices=["rows", "rows_momentum", "hardest"])
     arguments = parser.parse_args()
     try:
-        rows = read_rows(arguments.checkpoint, arguments.start, arguments.stop, arguments.name)
-    except ValueError as error:
+        shape = write_npy(arguments.checkpoint, arguments.out, arguments.start, arguments.stop, arguments.name)
+    except (ValueError, OSError) as error:
         sys.exit(str(error))
-    np.save(arguments.out, rows)
-    sys.stdout.write(f"{rows.shape[0]} rows of {rows.shape[1]} numbers, {rows.dtype}, in {arguments.out}\n")
+    sys.stdout.write(f"{shape[0]} rows of {shape[1]} numbers in {arguments.out}\n")
 
 
 if __name__ == "__main__":

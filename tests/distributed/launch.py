@@ -14,22 +14,25 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def on_ranks(world_size: int, directory: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """`function(*arguments)` on `world_size` gloo processes that meet through a file; the results in rank order.
+def on_ranks(
+    world_size: int, directory: Path, function: Callable[..., Any], *arguments: Any, backend: str = "gloo", seconds: float = 120
+) -> list[Any]:
+    """`function(*arguments)` on `world_size` processes of one thread that meet through a file; the results in rank order.
 
-    `function` must be importable. Raises AssertionError with a rank's traceback if one fails.
+    `function` must be importable, and its module, or what that imports, registers a `backend` that is not PyTorch's. Raises
+    AssertionError with a rank's traceback if one fails, or gives nothing within `seconds`.
     """
     directory = directory / f"{function.__name__}-{world_size}"
     directory.mkdir(parents=True)
     context = mp.get_context("spawn")
     ranks = [
-        context.Process(target=_rank, args=(rank, world_size, str(directory), function, arguments), daemon=True)
+        context.Process(target=_rank, args=(rank, world_size, str(directory), backend, seconds, function, arguments), daemon=True)
         for rank in range(world_size)
     ]
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(timeout=120)
+        process.join(timeout=seconds)
     for process in ranks:
         process.kill()
     results = []
@@ -43,9 +46,12 @@ def on_ranks(world_size: int, directory: Path, function: Callable[..., Any], *ar
     return [value for _, value in results]
 
 
-def _rank(rank: int, world_size: int, directory: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int, world_size: int, directory: str, backend: str, seconds: float, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
+    meet, timeout = f"file://{directory}/meet", timedelta(seconds=seconds / 2)
+    dist.init_process_group(backend, init_method=meet, rank=rank, world_size=world_size, timeout=timeout)
     try:
         outcome = (True, function(*arguments))
     except BaseException:

@@ -16,7 +16,7 @@ from trainer import checkpoint
 from trainer.checkpoint_files import Saved
 from trainer.classifier import ShardedClassifier, SoftTargets
 from trainer.classifier.shard import Shard
-from trainer.read_rows import num_rows, read_rows
+from trainer.read_rows import num_rows, read_rows, write_npy
 
 N, D, K = 101, 8, 3
 
@@ -91,5 +91,17 @@ def test_the_reader_needs_neither_torch_nor_safetensors(tmp_path: Path) -> None:
     out = tmp_path / "rows.npy"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path), str(out)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{N} rows of {D} numbers, float32")
+    assert done.stdout.startswith(f"{N} rows of {D} numbers in {out}")
     assert np.array_equal(np.load(out), whole["rows"].float().numpy())
+
+
+def test_a_file_of_rows_is_written_in_blocks_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that end within shards give the same file; where a shard is gone, none is left."""
+    monkeypatch.setattr("trainer.read_rows.BLOCK", 7)
+    saved, whole = written(tmp_path, 3, torch.float16)
+    assert write_npy(tmp_path, tmp_path / "part.npy", 30, 90) == (60, D)
+    assert np.array_equal(np.load(tmp_path / "part.npy"), whole["rows"][30:90].float().numpy())
+    (tmp_path / list(saved.manifest["files"])[2]).unlink()
+    with pytest.raises(OSError, match="shard-00002"):
+        write_npy(tmp_path, tmp_path / "all.npy")
+    assert sorted(path.name for path in tmp_path.glob("*all.npy*")) == []

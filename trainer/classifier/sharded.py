@@ -8,10 +8,12 @@ A step, on rank r of P, with b samples here and B in all:
     all-to-all          keys of the K hardest to the samples' owners, who merge them        B x K
     all-gather          the least key among the K winners; each rank knows then which of its own are among them      B
     reduce-scatter      gradient of x_hat, target score     B x (D + 1)
+                        (as all-to-all, summed in the order of the ranks)
     row update          after the encoder's step, chunk by chunk, in place
 
-Nothing that travels grows with N. The all-reduce and the all-to-all are under way together, beside the scores of the own classes. The
-rows are beside DeepSpeed's engine, not in it: the engine would broadcast rank 0's shard over the others.
+By class similarity an all-reduce of the hardest classes, B x K, is in the place of the keys. Nothing that travels grows with N. The
+all-reduce and the all-to-all are under way together, beside the scores of the own classes. The rows are beside DeepSpeed's engine, not
+in it: the engine would broadcast rank 0's shard over the others.
 """
 
 from __future__ import annotations
