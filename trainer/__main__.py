@@ -49,9 +49,19 @@ def main() -> int:
         return ExitCode.FENCED
     except BaseException as error:
         traceback.print_exc()
+        if _is_fenced(fence):  # a peer saw the newer attempt first and left: the connection lost with it is no failure of this run
+            sys.stderr.write("a newer attempt of this run has begun: this one ends\n")
+            return ExitCode.FENCED
         code, message = _explain(error)
         EventSpool(attempt.events).append("failed", code=code, message=message)
         return ExitCode.FAULTY if code not in ("disk", "internal") else 1
+
+
+def _is_fenced(fence: Fence) -> bool:
+    try:
+        return fence.passed
+    except OSError:  # perhaps what failed: the event says so
+        return False
 
 
 def _explain(error: BaseException) -> tuple[str, str]:

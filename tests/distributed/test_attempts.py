@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -95,6 +97,19 @@ def test_an_attempt_that_slept_through_its_replacement_ends_within_seconds_and_w
     assert any("a newer attempt has begun" in log or "attempt 2 of this run has begun" in log for log in [job.logs()])
     assert list_checkpoints(job.run_dir.checkpoints) == []
     assert job.events("failed") == []
+
+
+def test_a_rank_that_fails_after_a_newer_attempt_has_begun_is_fenced_and_reports_no_failure(tmp_path: Path) -> None:
+    """Its peers saw the fence first, and their connections broke: what then fails here is nothing of the run's."""
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.path.mkdir()
+    write_whole(run_dir.fence, "2")  # and no specification: it fails
+    unwatched = "from trainer import __main__, fence; fence.Fence.watch = lambda self: None; raise SystemExit(__main__.main())"
+    command = [sys.executable, "-c", unwatched, "--run-dir", str(run_dir.path), "--attempt"]
+    codes = [subprocess.run([*command, number], env=os.environ | {"RANK": "0"}, timeout=60, check=False).returncode for number in "12"]
+    assert codes == [ExitCode.FENCED, 1]
+    assert not run_dir.attempt(1).events.exists()
+    assert "No such file" in run_dir.attempt(2).events.read_text()
 
 
 def test_each_rank_shows_where_it_is_and_on_request_its_stacks(images: Path, tmp_path: Path) -> None:

@@ -252,6 +252,8 @@ PROTOCOL = [
     Hostile("a log before its begin", "GET", f"{LOG}?offset=-1", 422, "invalid_request", "offset"),
     Hostile("a log far behind its end", "GET", f"{LOG}?offset={1 << 62}", 200, None),
     Hostile("an attempt of 10^18", "GET", f"{LOG}?attempt={10**18}", 422, "invalid_request", "attempt"),
+    Hostile("a wait for version -1", "GET", "/runs/{own}?wait_for_version=-1", 422, "invalid_request", "wait_for_version"),
+    Hostile("a log followed 7 times", "GET", "/runs/{own}/logs?follow=7", 422, "invalid_request", "follow"),
     Hostile("a wait of a day", "GET", "/runs/{own}?wait_for_version=99&timeout=86400", 422, "invalid_request", "timeout"),
     Hostile("a wait of NaN", "GET", "/runs/{own}?wait_for_version=99&timeout=nan", 422, "invalid_request", "timeout"),
     Hostile(

@@ -10,6 +10,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.parameters import ParameterLocation
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     negative_data_rejection,
@@ -27,7 +28,6 @@ CHECKS = [
     not_a_server_error,
     status_code_conformance,
     content_type_conformance,
-    negative_data_rejection,
     response_schema_conformance,
     response_headers_conformance,
 ]
@@ -50,7 +50,13 @@ def field(redis_session: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def schema(field: Ground) -> Any:
+    """Without what waits for news that do not come."""
     document = field.http.get("/openapi.json").json()
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            if "parameters" in operation:
+                operation["parameters"] = [p for p in operation["parameters"] if p["name"] not in ("follow", "wait_for_version")]
+    del document["components"]["schemas"]["Poll"]["properties"]["wait_seconds"]
     return schemathesis.openapi.from_dict(document)
 
 
@@ -58,7 +64,7 @@ def schema(field: Ground) -> Any:
 def test_no_request_breaks_the_api_or_is_answered_with_what_is_not_documented(
     field: Ground, schema: Any, path: str, method: str, mode: GenerationMode
 ) -> None:
-    """Requests that fit the document, and requests that do not, which are refused; half of the runs' routes get a run that there is."""
+    """Requests that fit the document, and that do not: a wrong body is refused; half of the runs' routes get a run that there is."""
     operation = schema[path][method]
     own = iter(lambda: field.ids["own"], None)
 
@@ -68,16 +74,13 @@ def test_no_request_breaks_the_api_or_is_answered_with_what_is_not_documented(
         for real in (False, True) if "run_id" in case.path_parameters else (False,):
             if real:
                 case.path_parameters["run_id"] = next(own)
-            _shorten(case)
             answer = case.call(base_url=str(field.http.base_url), headers=bearer(ADMIN_KEY), timeout=20)
-            case.validate_response(answer, checks=CHECKS)
+            case.validate_response(answer, checks=[*CHECKS, negative_data_rejection] if _has_wrong_body(case) else CHECKS)
 
     ask()
 
 
-def _shorten(case: Case) -> None:
-    """No test waits for news that do not come."""
-    for name in ("follow", "wait_for_version"):
-        case.query.pop(name, None)
-    if isinstance(case.body, dict):
-        case.body.pop("wait_seconds", None)
+def _has_wrong_body(case: Case) -> bool:
+    """What is wrong as JSON may be right as the text of a URL or a header: `true` for a string. hostile_cases.py has those."""
+    body = case.meta.components.get(ParameterLocation.BODY) if case.meta else None
+    return body is not None and body.mode is WRONG

@@ -77,9 +77,10 @@ class HardestClasses:
         if whole < C:
             maximum_GB = torch.cat([maximum_GB, score_CB[whole:].amax(0, keepdim=True)])
         floor_B = self._floor_B
-        if not self._is_full and len(maximum_GB) > self.k:
-            # k + 1 groups reach it, and the own class is the maximum of one of them at most.
-            reached_B = maximum_GB.float().topk(self.k + 1, dim=0).values[-1] / self._scale - self._slack
+        if not self._is_full and self.k < C:
+            # k + 1 groups (or, of few groups, classes) reach it, and the own class is in one of them at most.
+            highest_MB = maximum_GB if len(maximum_GB) > self.k else score_CB
+            reached_B = highest_MB.float().topk(self.k + 1, dim=0).values[-1] / self._scale - self._slack
             floor_B = torch.maximum(floor_B, reached_B)
         bar_B = self._bar(floor_B, score_CB.dtype)
         group_T, sample_T = (maximum_GB >= bar_B).nonzero(as_tuple=True)
