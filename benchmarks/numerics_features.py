@@ -6,6 +6,7 @@ recipe without its whitening). Labels serve the kNN only.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from service.sections import Augmentation, Evaluation
 from trainer.data.augment import augment, view_rng
-from trainer.data.images import read_image
+from trainer.data.reader import Reader, read_pixels
 from trainer.evaluate import LabelledSet, load_labelled
 
 SIZE, FILTERS, PATCH, BLOCK = 32, 96, 6, 500
@@ -51,8 +52,9 @@ def load(data: Path, num_images: int, views: int, cache: Path | None) -> Feature
 
 def _compute(data: Path, num_images: int, views: int) -> dict[str, Tensor]:
     evaluation = Evaluation(labelled=str(data / "train"), queries=str(data / "test"), limit=num_images)
-    bank, queries = load_labelled(evaluation)
-    images, query_images = _read(bank), _read(queries)
+    with tempfile.TemporaryDirectory() as directory:
+        bank, queries = load_labelled(evaluation, Path(directory))
+        images, query_images = _read(bank), _read(queries)
     filters_FCHW = _filters(images)
     plain_NF, query_QF = _encode(images, filters_FCHW), _encode(query_images, filters_FCHW)
     view_VNF = torch.empty(views, *plain_NF.shape)
@@ -67,7 +69,8 @@ def _compute(data: Path, num_images: int, views: int) -> dict[str, Tensor]:
 
 
 def _read(labelled: LabelledSet) -> list[np.ndarray]:
-    return [read_image(labelled.folder.file(i)) for i in range(len(labelled.folder))]
+    reader = Reader(labelled.images.index)
+    return [read_pixels(reader, int(row)) for row in labelled.images.rows(range(len(labelled.images)))]
 
 
 def _pixels(images: Sequence[np.ndarray]) -> Tensor:

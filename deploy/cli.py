@@ -1,7 +1,7 @@
 """The command line, `millionway`. The commands parse, call and print; the work is elsewhere.
 
 Here are those that start something on this machine; cli_runs.py changes runs, cli_reads.py shows them, cli_files.py fetches what they
-wrote, cli_workers.py is about workers.
+wrote, cli_workers.py is about workers, cli_data.py about the images before a run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from deploy import cli_files, cli_keys, cli_reads, cli_runs, cli_workers
+from deploy import cli_data, cli_files, cli_keys, cli_reads, cli_runs, cli_workers
 from deploy import doctor as checks
 from deploy.stack import Stack
 from deploy.state import DEFAULT, StateDir
@@ -95,7 +95,7 @@ def doctor(api: Api = None, key_file: KeyFile = None, state_dir: State = DEFAULT
     raise typer.Exit(1 if any(check.fatal for check in found) else 0)
 
 
-for commands in (cli_runs, cli_reads, cli_files, cli_workers):
+for commands in (cli_runs, cli_reads, cli_files, cli_workers, cli_data):
     app.add_typer(commands.app)
 app.add_typer(cli_keys.app, name="keys")
 

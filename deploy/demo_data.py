@@ -8,7 +8,7 @@ from pathlib import Path
 
 from service.errors import MillionwayError
 from service.spec import RunSpec, parse_spec
-from trainer.data.images import EXTENSIONS, index_images
+from trainer.data.sources import IMAGE_SUFFIXES, list_source
 from trainer.errors import BadData
 
 DEMO_NAME = "make-demo"
@@ -67,7 +67,7 @@ def inspect(folder: Path) -> DemoData:
     split = len(_class_folders(train)) >= 2 and len(_class_folders(test)) >= 2
     images = train if split else folder
     try:
-        num_images = len(index_images(images))
+        num_images = len(list_source(str(images)).names)
     except BadData as error:
         raise MillionwayError(f"DATA={folder}: {error}") from None
     if num_images < MIN_PER_RANK:
@@ -101,8 +101,8 @@ def _class_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     inside = (entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    return [entry for entry in inside if any(path.suffix.lower() in EXTENSIONS for path in entry.rglob("*"))]
+    return [entry for entry in inside if any(path.suffix.lower() in IMAGE_SUFFIXES for path in entry.rglob("*"))]
 
 
 def _images_in(folder: Path) -> bool:
-    return any(entry.is_file() and entry.suffix.lower() in EXTENSIONS for entry in folder.iterdir())
+    return any(entry.is_file() and entry.suffix.lower() in IMAGE_SUFFIXES for entry in folder.iterdir())

@@ -19,6 +19,10 @@ from service.roots import inside
 from service.spec import RunSpec, check_fits_dataset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+FILE_SUFFIXES = (".txt", ".csv", ".parquet", ".tar")
+"""Of single files that hold images, or name them."""
+SHARD_SUFFIXES = (".parquet", ".tar")
+"""Of files that a folder may hold in the place of images."""
 OUR_ARGS = frozenset(
     {"num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "features_only", "cache_dir"}
 )
@@ -44,6 +48,12 @@ def backbone_names() -> frozenset[str]:
     return frozenset(names.read_text().split()) if names.is_file() else frozenset()
 
 
+def is_url(path: str) -> bool:
+    """Whether the data are elsewhere. An address of this machine's own files is none: `roots` could not hold it."""
+    scheme, separator, _ = path.partition("://")
+    return bool(separator) and scheme.isalnum() and scheme not in ("file", "local")
+
+
 def _backbone(spec: RunSpec) -> Iterator[FieldError]:
     name, known = spec.backbone.name, backbone_names()
     if known and name not in known:
@@ -55,9 +65,10 @@ def _backbone(spec: RunSpec) -> Iterator[FieldError]:
         yield FieldError(f"backbone.args.{arg}", spec.backbone.args[arg], message)
 
 
-def _folders(spec: RunSpec) -> dict[str, str]:
+def _named_paths(spec: RunSpec) -> dict[str, str]:
     named = {
         "data.path": spec.data.path,
+        "data.index": spec.data.index,
         "evaluation.labelled": spec.evaluation.labelled,
         "evaluation.queries": spec.evaluation.queries,
     }
@@ -65,8 +76,15 @@ def _folders(spec: RunSpec) -> dict[str, str]:
 
 
 def _paths(spec: RunSpec, roots: Sequence[str], shared_files: bool) -> Iterator[FieldError]:
-    for field, path in _folders(spec).items():
-        if not PurePosixPath(path).is_absolute():
+    for field, path in _named_paths(spec).items():
+        if is_url(path) and field != "data.index":
+            if roots and not any(is_url(root) and f"{path}/".startswith(f"{root.rstrip('/')}/") for root in roots):
+                yield FieldError(
+                    field, path, f"{field} is {path!r}: it leads out of {' or '.join(roots)}, where data must lie: name data there"
+                )
+            elif ".." in path.split("/"):
+                yield FieldError(field, path, f"{field} is {path!r}: give the address without ..")
+        elif not PurePosixPath(path).is_absolute():
             yield FieldError(field, path, f"{field} is {path!r}: give the absolute path, as the worker sees it")
         elif not inside(path, roots, on_disk=shared_files):
             allowed = " or ".join(roots)
@@ -75,6 +93,8 @@ def _paths(spec: RunSpec, roots: Sequence[str], shared_files: bool) -> Iterator[
 
 def _data_folder(spec: RunSpec) -> Iterator[FieldError]:
     path = spec.data.path
+    if is_url(path) or (spec.data.index is None and path.lower().endswith(FILE_SUFFIXES) and Path(path).is_file()):
+        return  # the job looks into it
     if fault := _unreadable(path):
         yield FieldError("data.path", path, f"data.path is {path!r}: {fault}")
         return
@@ -98,13 +118,17 @@ def _data_folder(spec: RunSpec) -> Iterator[FieldError]:
 
 
 def _labelled_folders(spec: RunSpec) -> Iterator[FieldError]:
-    for field, path in _folders(spec).items():
-        if field == "data.path":
+    for field, path in _named_paths(spec).items():
+        if field in ("data.path", "data.index") or is_url(path) or (path.lower().endswith(FILE_SUFFIXES) and Path(path).is_file()):
             continue
         if fault := _unreadable(path):
             yield FieldError(field, path, f"{field} is {path!r}: {fault}")
-        elif not any(entry.is_dir() and not entry.name.startswith(".") for entry in Path(path).iterdir()):
+        elif not any(map(_gives_labels, Path(path).iterdir())):
             yield FieldError(field, path, f"{field} is {path!r}: it has no sub-folders: it needs one with images per class")
+
+
+def _gives_labels(entry: Path) -> bool:
+    return not entry.name.startswith(".") and (entry.is_dir() or entry.suffix.lower() in SHARD_SUFFIXES)
 
 
 def _unreadable(path: str) -> str | None:
@@ -117,7 +141,7 @@ def _unreadable(path: str) -> str | None:
     except (OSError, ValueError) as error:
         return f"no path that a folder can have ({getattr(error, 'strerror', None) or error}): correct it"
     if not is_folder:
-        return "a file, not a folder: name the folder with the images"
+        return f"a file, and none of {', '.join(FILE_SUFFIXES)}: name the folder with the images"
     if not os.access(path, os.R_OK | os.X_OK):
         return "not readable by this process: correct its permissions"
     return None
@@ -149,6 +173,8 @@ def count_images(folder: Path, enough: int) -> tuple[int, bool]:
                         pending.append(entry.path)
                     elif entry.name.lower().endswith(IMAGE_SUFFIXES):
                         found += entry.is_file()
+                    elif entry.name.lower().endswith(SHARD_SUFFIXES):
+                        return found, False  # the images are perhaps in those
         except OSError:
             return found, False
     return found, found < enough

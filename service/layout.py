@@ -12,6 +12,8 @@ RUN_ID/
     rank-0.log ...               of each rank
   checkpoints/step-000000120/    whole or absent; see trainer/checkpoint.py
   export/                        the backbone for timm; see trainer/export.py
+  index/images, labelled, queries   which images the run is of; see trainer/data/index.py
+  quarantine.jsonl               images that could not be read; see trainer/data/quarantine.py
 """
 
 from __future__ import annotations
@@ -70,6 +72,14 @@ class RunDir:
     @property
     def export(self) -> Path:
         return self.path / "export"
+
+    @property
+    def index(self) -> Path:
+        return self.path / "index"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.path / "quarantine.jsonl"
 
     def attempt(self, number: int) -> AttemptDir:
         return AttemptDir(self.path / "attempts" / f"{number:04d}")

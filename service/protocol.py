@@ -51,6 +51,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.lifecycle import Status
+from service.numbers import NumbersAreNumbers
 from service.runs import Parent, Run, RunEvent, WaitReason
 from service.spec import LabelKey, LabelValue, StoredSpec
 
@@ -75,7 +76,7 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
-class Request(BaseModel):
+class Request(NumbersAreNumbers):
     """What a person writes: unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, extra="forbid", allow_inf_nan=False)

@@ -141,12 +141,13 @@ class RunSpec(Section):
         return "cuda" if self.precision == "fp16" else self.resources.device
 
 
-def check_fits_dataset(spec: RunSpec, num_images: int) -> None:
-    """Raise ValueError where the specification asks more of a dataset than its `num_images` give."""
-    if spec.classifier.smoothing > 0 and spec.classifier.hardest_k >= num_images:
+def check_fits_dataset(spec: RunSpec, num_images: int, num_classes: int | None = None) -> None:
+    """Raise ValueError where the specification asks more of a dataset than its `num_images`, of `num_classes` (default: as many), give."""
+    classes = num_images if num_classes is None else num_classes
+    if spec.classifier.smoothing > 0 and spec.classifier.hardest_k >= classes:
         raise ValueError(
-            f"classifier.hardest_k is {spec.classifier.hardest_k} with {num_images} images: the hardest classes are other "
-            f"images, so at most {num_images - 1}"
+            f"classifier.hardest_k is {spec.classifier.hardest_k} with {classes} images: the hardest classes are other "
+            f"images, so at most {classes - 1}"
         )
     if spec.optimizer.global_batch_size > num_images:
         raise ValueError(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from trainer.data.images import Images, index_images
 
 
 def write_image(path: Path, pixels: np.ndarray) -> Path:
@@ -36,3 +39,8 @@ def color_folder(root: Path, num_images: int) -> Path:
     for i in range(num_images):
         write_image(root / f"{i:04d}.png", np.full((16, 16, 3), plain_color(i), np.uint8))
     return root
+
+
+def indexed(root: Path, limit: int | None = None) -> Images:
+    """The images below `root`, by an index of their own in it, hidden."""
+    return index_images(root, root / f".index-{secrets.token_hex(4)}", limit)

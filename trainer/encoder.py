@@ -20,7 +20,7 @@ SMALL_IMAGE = 64
 
 
 class Encoder(nn.Module):
-    """Normalised images [b, 3, S, S] -> projected features [b, D]."""
+    """Normalised images [b, C, S, S] -> projected features [b, D]."""
 
     def __init__(self, backbone: nn.Module, num_features: int, projector: Projector, embedding_size: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def build_encoder(spec: RunSpec) -> Encoder:
     """The encoder with its first weights, which follow from the seed alone. Raises BadSpec with timm's own words."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        backbone = create_backbone(spec.backbone.name, spec.backbone.args)
+        backbone = create_backbone(spec.backbone.name, spec.backbone.args, spec.data.channels)
         if small_stem(spec, backbone):
             use_small_stem(backbone)
         num_features = _feature_size(backbone, spec)
@@ -51,8 +51,10 @@ def build_encoder(spec: RunSpec) -> Encoder:
     return encoder
 
 
-def create_backbone(name: str, args: dict[str, Any]) -> nn.Module:
-    """timm's architecture without a head. Raises BadSpec where there is none of the name, or timm refuses the arguments."""
+def create_backbone(name: str, args: dict[str, Any], channels: int = 3) -> nn.Module:
+    """timm's architecture without a head, for images of so many channels.
+
+    Raises BadSpec where there is none of the name, or timm refuses the arguments."""
     timm = import_timm()
     names = timm.list_models()
     if name not in names:
@@ -63,7 +65,9 @@ def create_backbone(name: str, args: dict[str, Any]) -> nn.Module:
         raise BadSpec(f"backbone.args has {', '.join(ours)}, which the specification's other fields decide: leave it out")
     # timm starts the last BatchNorm of each residual block at zero: the random encoder is then little more than its shortcuts,
     # and the prior's rows with it. 39.2 against 34.7 % kNN after two epochs on CIFAR-10 (LOG.md).
-    defaults = {"zero_init_last": False} if name in timm.list_models(module="resnet") else {}
+    defaults: dict[str, Any] = {"zero_init_last": False} if name in timm.list_models(module="resnet") else {}
+    if channels != 3:
+        defaults["in_chans"] = channels
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, **{**defaults, **args})
     except Exception as error:  # whatever a constructor of timm's thousand raises on an argument
@@ -105,7 +109,7 @@ def use_small_stem(backbone: nn.Module) -> None:
 
 
 def widen_stem(weight: Tensor) -> Tensor:
-    """The small stem's weight [C, 3, 3, 3] as that of the standard stem, [C, 3, 7, 7].
+    """The small stem's weight [F, C, 3, 3] as that of the standard stem, [F, C, 7, 7].
 
     A 3x3 convolution of stride 1 and padding 1 on an image equals a 7x7 convolution of stride 2 and padding 3 on the image with
     each pixel doubled in both directions, where the 3x3 weights stand at taps 1, 3 and 5 (at offsets -2, 0 and +2 from pixel
@@ -122,7 +126,7 @@ def _feature_size(backbone: nn.Module, spec: RunSpec) -> int:
     training = backbone.training
     try:
         with torch.no_grad():
-            shape = backbone.eval()(torch.zeros(1, 3, size, size)).shape
+            shape = backbone.eval()(torch.zeros(1, spec.data.channels, size, size)).shape
     except Exception as error:  # as in create_backbone
         raise BadSpec(
             f"backbone {spec.backbone.name} fails on images of {size} pixels: {type(error).__name__}: {error}: change backbone.args "

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from service.sections import Evaluation
 from service.spec import RunSpec
-from trainer.data.images import ImageFolder, evenly_spaced, index_images
+from trainer.data.images import Images, index_images
+from trainer.data.index import evenly_spaced
 from trainer.data.loader import iterate_images, normalise
 from trainer.errors import BadData
 from trainer.watch import Watch
@@ -38,30 +39,32 @@ PIXEL_SIZE = 32
 class LabelledSet:
     """Images with the index of their class in `class_names`."""
 
-    folder: ImageFolder
+    images: Images
     labels: list[int]
     class_names: list[str]
 
     def select(self, indices: Sequence[int]) -> LabelledSet:
-        return LabelledSet(self.folder.select(indices), [self.labels[i] for i in indices], self.class_names)
+        return LabelledSet(self.images.select(indices), [self.labels[i] for i in indices], self.class_names)
 
     def limited(self, limit: int) -> LabelledSet:
         return self.select(evenly_spaced(len(self.labels), limit))
 
 
-def load_labelled(evaluation: Evaluation) -> tuple[LabelledSet, LabelledSet]:
-    """(bank, queries). Raises BadData where a folder is no labelled one, or the queries have classes that the bank lacks."""
+def load_labelled(evaluation: Evaluation, directory: Path) -> tuple[LabelledSet, LabelledSet]:
+    """(bank, queries), by indices below `directory`, which are made where they are not there yet.
+
+    Raises BadData where a folder is no labelled one, or the queries have classes that the bank lacks."""
     assert evaluation.labelled is not None
-    everything = _read_classes(Path(evaluation.labelled), "evaluation.labelled")
+    everything = _read_classes(evaluation.labelled, "evaluation.labelled", directory / "labelled")
     if evaluation.queries is not None:
-        bank, queries = everything, _read_classes(Path(evaluation.queries), "evaluation.queries")
+        bank, queries = everything, _read_classes(evaluation.queries, "evaluation.queries", directory / "queries")
         if unknown := sorted(set(queries.class_names) - set(bank.class_names)):
             raise BadData(
                 f"evaluation.queries has the classes {', '.join(unknown)}, which evaluation.labelled ({', '.join(bank.class_names)}) "
                 "lacks: both need the same sub-folders"
             )
         labels = [bank.class_names.index(queries.class_names[label]) for label in queries.labels]
-        queries = LabelledSet(queries.folder, labels, bank.class_names)
+        queries = LabelledSet(queries.images, labels, bank.class_names)
     else:
         is_query = [i % QUERY_EVERY == QUERY_EVERY - 1 for i in range(len(everything.labels))]
         bank = everything.select([i for i, query in enumerate(is_query) if not query])
@@ -71,16 +74,18 @@ def load_labelled(evaluation: Evaluation) -> tuple[LabelledSet, LabelledSet]:
     return bank.limited(evaluation.limit), queries.limited(evaluation.limit)
 
 
-def _read_classes(root: Path, field: str) -> LabelledSet:
-    folder = index_images(root)
-    names = [path.partition("/")[0] for path in folder.paths]
-    if loose := next((path for path in folder.paths if "/" not in path), None):
-        raise BadData(f"{field} {str(root)!r} holds {loose!r} outside any sub-folder: it takes one sub-folder of images per class")
-    class_names = sorted(set(names))
-    if len(class_names) < 2:
-        raise BadData(f"{field} {str(root)!r} holds one class, {class_names[0]!r}: it takes a sub-folder for each of at least 2")
-    number = {name: i for i, name in enumerate(class_names)}
-    return LabelledSet(folder, [number[name] for name in names], class_names)
+def _read_classes(path: str, field: str, directory: Path) -> LabelledSet:
+    images = index_images(path, directory)
+    index = images.index
+    if index.label_n is None:
+        loose = next((name for name in map(images.name, range(len(images))) if "/" not in name), images.name(0))
+        raise BadData(f"{field} {path!r} holds {loose!r} outside any sub-folder: it takes one sub-folder of images per class, or labels")
+    label_n = index.label_n[images.rows(range(len(images)))]
+    if (label_n < 0).any():
+        raise BadData(f"{field} {path!r} holds {images.name(int((label_n < 0).argmax()))!r}, which has no label: give it one, or remove it")
+    if len(index.label_names) < 2:
+        raise BadData(f"{field} {path!r} holds one class, {index.label_names[0]!r}: it takes a sub-folder for each of at least 2")
+    return LabelledSet(images, label_n.tolist(), index.label_names)
 
 
 def evaluate_knn(
@@ -91,8 +96,8 @@ def evaluate_knn(
     Raises StopAgreed between batches: the evaluation is abandoned.
     """
     bank, queries = sets
-    bank_MF = extract_features(backbone, bank.folder, spec, device, watch)
-    query_QF = extract_features(backbone, queries.folder, spec, device, watch)
+    bank_MF = extract_features(backbone, bank.images, spec, device, watch)
+    query_QF = extract_features(backbone, queries.images, spec, device, watch)
     rank, world_size = _rank_and_world_size()
     mine = slice(rank, None, world_size)
     labels = torch.tensor(queries.labels)
@@ -110,10 +115,10 @@ def pixel_knn(sets: tuple[LabelledSet, LabelledSet], spec: RunSpec, watch: Watch
     size = min(spec.data.image_size, PIXEL_SIZE)
 
     def pixels(labelled: LabelledSet) -> Tensor:
-        batches = iterate_images(labelled.folder, range(len(labelled.folder)), size, BATCH_SIZE, spec.data.num_workers)
+        batches = iterate_images(labelled.images, range(len(labelled.images)), spec, size, BATCH_SIZE, spec.data.num_workers or 0)
         features = []
-        for images, _ in batches:
-            features.append(normalise(images, spec.data.mean, spec.data.std).flatten(1))
+        for views, _ in batches:
+            features.append(normalise(views, spec.data.mean, spec.data.std).flatten(1))
             if watch is not None:
                 watch.beat()
         return torch.cat(features)
@@ -126,21 +131,21 @@ def pixel_knn(sets: tuple[LabelledSet, LabelledSet], spec: RunSpec, watch: Watch
 
 
 @torch.no_grad()
-def extract_features(backbone: nn.Module, folder: ImageFolder, spec: RunSpec, device: torch.device, watch: Watch | None = None) -> Tensor:
-    """Features of all images under the backbone in evaluation mode, [len(folder), F] float32 on the CPU, on every rank.
+def extract_features(backbone: nn.Module, images: Images, spec: RunSpec, device: torch.device, watch: Watch | None = None) -> Tensor:
+    """Features of all images under the backbone in evaluation mode, [len(images), F] float32 on the CPU, on every rank.
 
     Every rank calls, and runs the same number of batches on as many images as every other: under ZeRO-3 the forward pass
     gathers parameters from all ranks, so that a rank with a batch less would leave the others waiting.
     """
     rank, world_size = _rank_and_world_size()
-    share = -(-len(folder) // world_size)
-    mine = [min(i, len(folder) - 1) for i in range(rank * share, (rank + 1) * share)]  # the last image fills the last shares
+    share = -(-len(images) // world_size)
+    mine = [min(i, len(images) - 1) for i in range(rank * share, (rank + 1) * share)]  # the last image fills the last shares
     dtype = next((parameter.dtype for parameter in backbone.parameters()), torch.float32)
     was_training = backbone.training
     backbone.eval()
     features = []
-    for images, _ in iterate_images(folder, mine, spec.data.image_size, BATCH_SIZE, spec.data.num_workers):
-        inputs = normalise(images.to(device), spec.data.mean, spec.data.std).to(dtype)
+    for pixels, _ in iterate_images(images, mine, spec, spec.data.image_size, BATCH_SIZE, spec.data.num_workers or 0):
+        inputs = normalise(pixels.to(device), spec.data.mean, spec.data.std).to(dtype)
         features.append(backbone(inputs).float())
         if watch is not None:
             watch.batch()
@@ -150,7 +155,7 @@ def extract_features(backbone: nn.Module, folder: ImageFolder, spec: RunSpec, de
         return local_nF.cpu()
     gathered = [torch.empty_like(local_nF) for _ in range(world_size)]
     dist.all_gather(gathered, local_nF)
-    return torch.cat(gathered)[: len(folder)].cpu()
+    return torch.cat(gathered)[: len(images)].cpu()
 
 
 def knn_accuracy(bank_MF: Tensor, bank_labels_M: Tensor, query_QF: Tensor, query_labels_Q: Tensor, k: int, temperature: float) -> float:

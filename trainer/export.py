@@ -50,7 +50,7 @@ def export_backbone(
     `backbone_state` holds the backbone's tensors under our names, on the CPU; `metrics` (e.g. num_images, epochs, knn) goes
     into the model card.
     """
-    backbone = create_backbone(spec.backbone.name, spec.backbone.args)
+    backbone = create_backbone(spec.backbone.name, spec.backbone.args, spec.data.channels)
     small = small_stem(spec, backbone)
     if small:
         use_small_stem(backbone)
@@ -110,11 +110,11 @@ def _timm_config(backbone: nn.Module, spec: RunSpec, num_features: int, *, small
         "architecture": spec.backbone.name,
         "num_classes": 0,
         "num_features": num_features,
-        "model_args": spec.backbone.args,
+        "model_args": _model_args(spec),
         "pretrained_cfg": {
             "tag": "millionway",
             "custom_load": False,
-            "input_size": [3, size, size],
+            "input_size": [spec.data.channels, size, size],
             "fixed_input_size": architecture.get("fixed_input_size", False),
             "interpolation": "nearest" if small else "bicubic",
             "crop_pct": 1.0,
@@ -122,7 +122,8 @@ def _timm_config(backbone: nn.Module, spec: RunSpec, num_features: int, *, small
             "mean": list(spec.data.mean),
             "std": list(spec.data.std),
             "num_classes": 0,
-            "first_conv": architecture.get("first_conv"),
+            # Named, timm would take its weights for those of three channels.
+            "first_conv": architecture.get("first_conv") if spec.data.channels == 3 else None,
             "classifier": architecture.get("classifier"),
             "license": "unspecified",
             "description": f"Self-supervised backbone, run {spec.name!r}",
@@ -131,10 +132,15 @@ def _timm_config(backbone: nn.Module, spec: RunSpec, num_features: int, *, small
     }
 
 
+def _model_args(spec: RunSpec) -> dict[str, Any]:
+    channels = {} if spec.data.channels == 3 else {"in_chans": spec.data.channels}
+    return {**spec.backbone.args, **channels}
+
+
 def _fixture_images(spec: RunSpec) -> Tensor:
-    """Two normalised images of noise, [2, 3, S, S]."""
+    """Two normalised images of noise, [2, C, S, S]."""
     size = spec.data.image_size
-    noise = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randint(0, 256, (2, spec.data.channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return normalise(noise, spec.data.mean, spec.data.std)
 
 
@@ -207,7 +213,7 @@ def _check_preprocessing(directory: Path, config: dict[str, Any], spec: RunSpec,
         found = data[name] if isinstance(data[name], list | tuple) else (data[name],)
         if tuple(found) != tuple(value):
             raise BadExport(f"{directory}: config.json gives {name} {list(found)}, the run had {list(value)}: export again")
-    if (config["architecture"], config["model_args"]) != (spec.backbone.name, spec.backbone.args):
+    if (config["architecture"], config["model_args"]) != (spec.backbone.name, _model_args(spec)):
         raise BadExport(f"{directory}: config.json names {config['architecture']}, the run trained {spec.backbone.name}: export again")
 
 

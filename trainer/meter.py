@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from service.spec import RunSpec
 from trainer.classifier.shard import all_gather
-from trainer.data.loader import Batch
+from trainer.data.loader import Bad, Batch
+from trainer.data.quarantine import Quarantine
 from trainer.errors import BadData, NonFiniteLoss
 from trainer.process import Process
 from trainer.schedule import Plan
 from trainer.spool import EventSpool, NullSpool
 from trainer.straggler import Stragglers
 
-MAX_UNREADABLE_SHARE = 0.01
-MAX_UNREADABLE = 10
-"""A run fails when more than this share, and more than this number, of the images that it saw cannot be decoded."""
+MAX_BAD = 10
+"""So many images that cannot be read never end a run, whatever share they are of what it has read."""
+SLOW_DATA_WAIT = 0.2
+"""A greater share of the time spent in waiting for images is worth advice."""
 
 
 class Meter:
@@ -31,14 +35,17 @@ class Meter:
     not in it: DeepSpeed reduces gradients while it runs.
     """
 
-    def __init__(self, plan: Plan, step: int, spec: RunSpec, process: Process) -> None:
-        self.plan, self.views_per_image, self.process = plan, spec.augmentation.views_per_image, process
+    def __init__(self, plan: Plan, step: int, spec: RunSpec, process: Process, quarantine: Quarantine | None) -> None:
+        """`quarantine`: on the first rank."""
+        self.plan, self.spec, self.process, self.quarantine = plan, spec, process, quarantine
+        self.views_per_image = spec.augmentation.views_per_image
         self.first_step, self.first_time = step, time.monotonic()
         self.last_step, self.last_time = step, self.first_time
         self.loss = torch.zeros((), dtype=torch.float64, device=process.device)
-        self.num_images, self.num_unreadable, self.num_read = 0, 0, 0
-        self.waited = 0.0
-        self.unreadable: set[str] = set()
+        self.num_images, self.num_bad, self.num_read = 0, 0, 0
+        self.waited, self.read_seconds, self.load_seconds = 0.0, 0.0, 0.0
+        self.bad: list[Bad] = []
+        self.advised = False
         self.alone_in_forward = spec.zero_stage < 3 and spec.backbone.batch_norm == "per_rank"
         self.forward_seconds = 0.0
         self.forward_events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
@@ -68,33 +75,34 @@ class Meter:
         """One step. A non-finite loss stays non-finite in the sum, so no check is needed here."""
         self.loss += loss.detach()
         self.num_images += batch.global_size // self.views_per_image
-        self.num_read += len(batch.instances)
-        self.num_unreadable += len(batch.unreadable)
-        self.unreadable.update(batch.unreadable)
+        self.num_read += len(batch.classes) // self.views_per_image
+        self.num_bad += len(batch.bad)
+        self.bad += batch.bad
+        self.read_seconds += batch.read_seconds
+        self.load_seconds += batch.seconds
 
     def report(self, spool: EventSpool | NullSpool, step: int, learning_rate: float) -> None:
         """Report the steps since the last report. Every rank calls. Raises NonFiniteLoss or BadData on every rank alike."""
         now = time.monotonic()
         steps, seconds = step - self.last_step, max(1e-9, now - self.last_time)
-        mine = [0.0, self.num_unreadable, self.num_read, self._own_seconds() / steps]
-        gathered_P4 = torch.tensor([mine], dtype=torch.float64, device=self.process.device)
-        gathered_P4[0, 0] = self.loss
-        gathered_P4 = all_gather(gathered_P4, self.process.world_size)
-        loss_sum, num_unreadable, num_read, _ = gathered_P4.sum(0).tolist()
+        mine = [0.0, self.num_bad, self.num_read, self._own_seconds() / steps, len(self.bad)]
+        gathered_P5 = torch.tensor([mine], dtype=torch.float64, device=self.process.device)
+        gathered_P5[0, 0] = self.loss
+        gathered_P5 = all_gather(gathered_P5, self.process.world_size)
+        loss_sum, num_bad, num_read, _, num_new = gathered_P5.sum(0).tolist()
         loss = loss_sum / self.process.world_size / steps
-        if not torch.isfinite(gathered_P4[:, 0]).all():
+        if not torch.isfinite(gathered_P5[:, 0]).all():
             raise NonFiniteLoss(
                 f"the loss became {loss} between steps {self.last_step + 1} and {step}: lower optimizer.learning_rate (now "
                 f"{learning_rate:.4g}), lengthen the warm-up, or raise classifier.temperature; with precision fp16, try bf16 or fp32"
             )
-        if self.unreadable:
-            names = ", ".join(sorted(self.unreadable)[:5])
-            spool.append("warned", message=f"{len(self.unreadable)} images cannot be decoded; a grey image stands for each: {names}")
-            self.unreadable.clear()
-        if num_unreadable > max(MAX_UNREADABLE, MAX_UNREADABLE_SHARE * num_read):
+        if num_new:
+            self._quarantine(spool)
+        if num_bad > max(MAX_BAD, self.spec.data.max_bad_share * num_read):
+            where = f": {self.quarantine.path} lists them ({self.quarantine.summary()})" if self.quarantine else ""
             raise BadData(
-                f"{num_unreadable:.0f} of the {num_read:.0f} images read so far cannot be decoded: the ranks' logs name them; "
-                "remove or repair them"
+                f"{num_bad:.0f} of the {num_read:.0f} images read so far could not be used, more than data.max_bad_share "
+                f"{self.spec.data.max_bad_share:g}{where}; repair or remove them, or raise it"
             )
         done, elapsed = step - self.first_step, now - self.first_time
         spool.append(
@@ -109,11 +117,49 @@ class Meter:
             data_wait=min(1.0, self.waited / seconds),
             eta_seconds=elapsed / done * (self.plan.num_steps - step),
         )
-        for rank, own, median in self.stragglers.named(gathered_P4[:, 3].tolist(), now):
+        for rank, own, median in self.stragglers.named(gathered_P5[:, 3].tolist(), now):
             spool.append("straggler", step=step, rank=rank, seconds=own, median_seconds=median)
+        if self.waited / seconds > SLOW_DATA_WAIT and not self.advised and done > 1:  # the first step waits for the loader to start
+            spool.append("warned", message=self._advice(self.waited / seconds))
+            self.advised = True
         self.last_step, self.last_time = step, now
         self.loss.zero_()
-        self.num_images, self.waited, self.forward_seconds = 0, 0.0, 0.0
+        self.num_images, self.waited, self.forward_seconds, self.read_seconds, self.load_seconds = 0, 0.0, 0.0, 0.0, 0.0
+
+    def _quarantine(self, spool: EventSpool | NullSpool) -> None:
+        """Every rank calls: the first one writes down what all have found."""
+        found: list[list[Bad]] = [self.bad]
+        if self.process.world_size > 1:
+            found = [[] for _ in range(self.process.world_size)]
+            dist.all_gather_object(found, self.bad)
+        self.bad = []
+        if self.quarantine is None:
+            return
+        if new := self.quarantine.add(bad for of_rank in found for bad in of_rank):
+            more = f" and {len(new) - 3} more" if len(new) > 3 else ""
+            spool.append(
+                "warned",
+                message=f"{', '.join(new[:3])}{more} cannot be used, and others take their place; {self.quarantine.path} lists all "
+                f"({self.quarantine.summary()})",
+            )
+
+    def _advice(self, share: float) -> str:
+        """What would shorten the waiting for images, from where the loader's time goes."""
+        data, reading = self.spec.data, self.read_seconds > 0.5 * self.load_seconds
+        loaders = self.process.num_loaders(self.spec)
+        begin = f"{100 * share:.0f} % of the time is spent in waiting for images, "
+        if reading:
+            return begin + (
+                f"{100 * self.read_seconds / self.load_seconds:.0f} % of that in reading: raise data.num_workers (now {loaders}), or pack "
+                f"them (`millionway pack {data.path} --size {round(1.15 * data.image_size)}`)"
+            )
+        free = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - max(1, loaders)
+        if self.process.device.type == "cuda" and free > 0:
+            return begin + f"and {free} of this rank's cores are free: raise data.num_workers (now {loaders})"
+        return begin + (
+            f"in decoding and augmenting them, and all cores are busy: pack the images in a smaller size "
+            f"(`millionway pack {data.path} --size {round(1.15 * data.image_size)}`), or lower augmentation.views_per_image"
+        )
 
     def _own_seconds(self) -> float:
         """Since the last report."""

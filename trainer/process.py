@@ -32,6 +32,15 @@ class Process:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    def num_loaders(self, spec: RunSpec) -> int:
+        """Loader processes of this rank: what the specification says, or what suits the device."""
+        if spec.data.num_workers is not None:
+            return spec.data.num_workers
+        if self.device.type != "cuda":  # the cores compute
+            return 0
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return max(1, min(16, cores - 1))
+
     def describe(self, spec: RunSpec) -> str:
         """One sentence: device, precision, threads."""
         if self.device.type == "cuda":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,8 +18,9 @@ from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.checkpoint_files import old_checkpoints, read_pins, record_knn, remove_checkpoints
 from trainer.classifier import build_classifier
 from trainer.classifier.similarity import keeps_hardest, refresh_hardest
-from trainer.data.images import index_images
+from trainer.data.images import prepare_images
 from trainer.data.loader import ViewLoader, normalise
+from trainer.data.quarantine import Quarantine
 from trainer.encoder import build_encoder
 from trainer.engine import average_buffers, build_engine, full_state, set_learning_rates
 from trainer.errors import BadSpec, TrainerError
@@ -35,6 +36,11 @@ from trainer.spool import EventSpool, NullSpool
 from trainer.watch import StopAgreed, Watch
 
 T = TypeVar("T")
+STILL_ASKING_SECONDS = 60.0
+
+
+class StillAsking(Exception):
+    """What the ranks hear while rank 0 is at it."""
 
 
 def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from: Path | None = None) -> int:
@@ -53,17 +59,17 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
         watch.enter(phase)
 
     enter("indexing")
-    folder = _from_first(process, lambda: index_images(Path(spec.data.path), spec.data.limit))
-    labelled = _from_first(process, lambda: load_labelled(spec.evaluation) if spec.evaluation.labelled else None)
-    images_sha256 = hashlib.sha256("\n".join(folder.paths).encode()).hexdigest()
+    images = _from_first(process, lambda: prepare_images(spec, run_dir.index / "images", watch.beat))
+    labelled = _from_first(process, lambda: load_labelled(spec.evaluation, run_dir.index) if spec.evaluation.labelled else None)
+    images_sha256 = images.sha256
     try:
-        check_fits_dataset(spec, len(folder))
+        check_fits_dataset(spec, len(images), images.num_classes)
     except ValueError as error:
         raise BadSpec(str(error)) from None
-    plan = make_plan(spec, len(folder))
+    plan = make_plan(spec, len(images))
 
     encoder = build_encoder(spec)
-    classifier = build_classifier(spec, len(folder), process.device)
+    classifier = build_classifier(spec, images.num_classes, process.device)
     engine = build_engine(spec, encoder, classifier)
     dtype = next(encoder.parameters()).dtype
 
@@ -76,7 +82,7 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
             spool.append("warned", message=warning)
     spool.append(
         "started",
-        num_images=len(folder),
+        num_images=len(images),
         num_steps=plan.num_steps,
         start_step=start_step,
         world_size=process.world_size,
@@ -100,7 +106,7 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
     try:
         if saved is None:
             enter("prior")
-            first_pass(encoder, classifier, folder, spec, process, watch)
+            first_pass(encoder, classifier, images, spec, process, watch)
             average_buffers(encoder, process.world_size)
             evaluate()  # the random encoder
         elif saved.knn is None and evaluation_is_due():  # a stop broke it off
@@ -115,8 +121,8 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
     has_hardest = keeps_hardest(classifier, by_similarity)
     optimizer = spec.optimizer
     classifier_rate = optimizer.classifier_learning_rate or optimizer.learning_rate
-    meter = Meter(plan, start_step, spec, process)
-    batches = iter(ViewLoader(folder, spec, process.rank, process.world_size, start_step))
+    meter = Meter(plan, start_step, spec, process, Quarantine(run_dir.quarantine, images.index) if process.is_first else None)
+    batches = iter(ViewLoader(images, spec, process.rank, process.world_size, start_step, process.num_loaders(spec)))
     enter("training")
     encoder.train()
     for step in range(start_step + 1, plan.num_steps + 1):  # `step` counts the steps done once this one is
@@ -132,11 +138,11 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
         factor = learning_rate_factor(plan, step - 1)
         set_learning_rates(engine, factor * optimizer.learning_rate, factor * classifier_rate)
         loss = torch.zeros((), device=process.device)
-        for pixels, instances in batch.parts(optimizer.gradient_accumulation_steps):
+        for pixels, classes in batch.parts(optimizer.gradient_accumulation_steps):
             with meter.forward():
-                images = normalise(pixels.to(process.device, non_blocking=True), spec.data.mean, spec.data.std).to(dtype)
-                features = engine(images)
-            part_loss = classifier(features, instances.to(process.device, non_blocking=True))
+                views = normalise(pixels.to(process.device, non_blocking=True), spec.data.mean, spec.data.std).to(dtype)
+                features = engine(views)
+            part_loss = classifier(features, classes.to(process.device, non_blocking=True))
             engine.backward(part_loss)  # divides by the number of parts
             engine.step()  # after the last part
             loss += part_loss.detach() / optimizer.gradient_accumulation_steps
@@ -200,7 +206,7 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
         weights = {**state["parameter"], **state["buffer"]}
         prefix = "encoder.backbone."
         backbone = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-        export_backbone(backbone, spec, run_dir.export, {"num_images": len(folder), "knn": knn, "epochs": plan.num_epochs}, fence)
+        export_backbone(backbone, spec, run_dir.export, {"num_images": len(images), "knn": knn, "epochs": plan.num_epochs}, fence)
         watch.beat()
         verify_export(run_dir.export)
         spool.append("exported", path=str(run_dir.export))
@@ -211,14 +217,22 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
 
 def _from_first(process: Process, ask: Callable[[], T]) -> T:
     """What `ask` returns, or raises, on rank 0, on every rank: one rank looks at the file system, all act alike."""
-    answer: list[T | Exception | None] = [None]
-    if process.is_first:
-        try:
-            answer[0] = ask()
-        except TrainerError as error:
-            answer[0] = error
-    if process.world_size > 1:
-        dist.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], Exception):
-        raise answer[0]
-    return answer[0]  # type: ignore[return-value]
+    if process.world_size == 1:
+        return ask()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask) if process.is_first else None
+        while True:  # looking through a hundred million images takes longer than a collective may
+            answer: list[T | Exception | None] = [StillAsking()]
+            if asked is not None:
+                try:
+                    answer[0] = asked.result(timeout=STILL_ASKING_SECONDS)
+                except TimeoutError:
+                    pass
+                except TrainerError as error:
+                    answer[0] = error
+            dist.broadcast_object_list(answer, src=0)
+            if isinstance(answer[0], StillAsking):
+                continue
+            if isinstance(answer[0], Exception):
+                raise answer[0]
+            return answer[0]  # type: ignore[return-value]

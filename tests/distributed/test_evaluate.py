@@ -41,15 +41,15 @@ def make_spec(root: Path) -> RunSpec:
     )
 
 
-def features_and_accuracy(root: Path, few: Path) -> dict[str, Any]:
+def features_and_accuracy(root: Path, few: Path, directory: Path) -> dict[str, Any]:
     """All that the test compares, in one go: starting processes is what takes the time."""
     evaluate.BATCH_SIZE = 4
     spec, backbone = make_spec(root), CountingBackbone()
     return {
-        "features": extract_features(backbone, index_images(root), spec, CPU),
-        "accuracy": evaluate_knn(nn.Flatten(), spec, load_labelled(spec.evaluation), CPU),
+        "features": extract_features(backbone, index_images(root, directory / "root"), spec, CPU),
+        "accuracy": evaluate_knn(nn.Flatten(), spec, load_labelled(spec.evaluation, directory), CPU),
         "sizes": tuple(backbone.sizes),
-        "few": extract_features(backbone, index_images(few), spec, CPU),
+        "few": extract_features(backbone, index_images(few, directory / "few"), spec, CPU),
     }
 
 
@@ -60,8 +60,8 @@ def test_three_ranks_have_the_features_and_the_accuracy_of_one(tmp_path: Path, m
     root, few = tmp_path / "images", noise_folder(tmp_path / "few", 2)
     noise_folder(root / "cat", 16)
     noise_folder(root / "dog", 15)
-    alone = features_and_accuracy(root, few)
-    ranks = on_ranks(3, tmp_path, features_and_accuracy, root, few)
+    alone = features_and_accuracy(root, few, tmp_path / "indices")
+    ranks = on_ranks(3, tmp_path, features_and_accuracy, root, few, tmp_path / "indices")
     assert {rank["sizes"] for rank in ranks} == {(4, 4, 3)}
     for rank in ranks:
         assert torch.equal(rank["features"], alone["features"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from service.events import job_event
 from tests.distributed.job import NUM_STEPS, Job, differing, failure, spec_of, weights
 from tests.images import noise_folder
+from trainer.checkpoint_files import list_checkpoints
 
 pytestmark = pytest.mark.distributed
 
@@ -62,15 +64,20 @@ def test_a_missing_folder_is_named_before_anything_else_happens(tmp_path: Path) 
     assert str(tmp_path / "nowhere") in event["message"]
 
 
-def test_changed_images_are_not_trained_upon_with_the_old_rows(tmp_path: Path) -> None:
-    """Every image is a class: a file more, and the rows belong to other images."""
+def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path: Path) -> None:
+    """A file more is not in it, and one that is gone is replaced in its batches, listed and warned of. A fork has other images: refused."""
     images = noise_folder(tmp_path / "images", 60)
-    spec = spec_of(images)
+    spec = spec_of(images, data={"max_bad_share": 0.5})
     first = Job(spec, tmp_path / "run", 1)
     first.signal_at_step(3, signal.SIGTERM)
     first.wait()
     (images / "005.png").rename(images / "zzz.png")
-    event = failure(Job(spec, tmp_path / "run", 2))
+    second = Job(spec, tmp_path / "run", 2)
+    assert second.wait() == 0, second.logs()
+    listed = [json.loads(line) for line in second.run_dir.quarantine.read_text().splitlines()]
+    assert [(entry["name"], entry["cause"]) for entry in listed] == [("005.png", "missing")]
+    assert any("005.png cannot be used" in event["message"] for event in second.events("warned"))
+    event = failure(Job(spec, tmp_path / "fork", 1, start_from=list_checkpoints(first.run_dir.checkpoints)[0].path))
     assert event["code"] == "bad_data"
     assert "not those of checkpoint" in event["message"]
 

@@ -159,6 +159,7 @@ BODIES = [
     Hostile("a report in no text at all", "POST", "/workers/w2/poll", 422, "invalid_request", "UTF-8", b"\xff", JSON, by="worker"),
     Hostile("a report nested without end", "POST", "/workers/w2/poll", 422, "invalid_request", "", b"[" * 100_000, JSON, by="worker"),
     Hostile("a change of what a run did", "PATCH", "/runs/{own}", 422, "invalid_request", "status", {"status": "succeeded"}),
+    Hostile("a priority of false", "PATCH", "/runs/{own}", 422, "invalid_request", "priority is false", {"priority": False}),
 ]
 PEOPLE = [
     Hostile("no key", "GET", "/runs", 401, "unauthenticated", "carries no key", by="nobody"),

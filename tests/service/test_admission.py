@@ -16,7 +16,7 @@ from service.errors import InvalidSpec
 from service.roots import inside
 from service.spec import parse_spec
 from tests.service.documents import document
-from trainer.data.images import index_images
+from trainer.data.sources import list_source
 
 
 def test_images_are_counted_below_the_folder_until_there_are_enough(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_the_images_counted_are_those_that_the_trainer_finds(tmp_path: Path) -> 
     (root / "again").symlink_to(elsewhere)
     (root / "loop").symlink_to(root)
     (root / "nowhere.png").symlink_to(root / "missing")
-    assert count_images(root, 100) == (len(index_images(root)), True) == (3, True)
+    assert count_images(root, 100) == (len(list_source(str(root)).names), True) == (3, True)
 
 
 def test_a_folder_that_takes_too_long_is_let_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

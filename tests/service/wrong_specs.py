@@ -117,7 +117,19 @@ CASES = [
     Wrong("a path that climbs out of them", {"data": {"path": f"{ROOT}/../home"}}, "data.path", "where data must lie"),
     Wrong("a link to elsewhere", {"data": {"path": f"{ROOT}/elsewhere"}}, "data.path", "where data must lie"),
     Wrong("a folder that does not exist", {"data": {"path": f"{ROOT}/imagse"}}, "data.path", "no such folder"),
-    Wrong("a file for a folder", {"data": {"path": f"{ROOT}/notes/notes.txt"}}, "data.path", "a file, not a folder"),
+    Wrong(
+        "a file of another kind", {"data": {"path": f"{ROOT}/images/0.png"}}, "data.path", "a file, and none of .txt, .csv, .parquet, .tar"
+    ),
+    Wrong("a chained address", {"data": {"path": "simplecache::file:///etc"}}, "data.path", "give the absolute path"),
+    Wrong("data elsewhere", {"data": {"path": "s3://other/images"}}, "data.path", "where data must lie: name data there"),
+    Wrong("a truth value for a number", {"seed": True}, "seed", "seed is true"),
+    Wrong("a mean too few", {"data": {"channels": 4, "mean": [0.1, 0.2, 0.3]}}, "data.mean", "mean has 3 values with 4 channels"),
+    Wrong(
+        "a stride beyond the window",
+        {"data": {"window": 100, "stride": 200}},
+        "data.stride",
+        "stride is 200, longer than the window of 100",
+    ),
     Wrong("a folder without images", {"data": {"path": f"{ROOT}/notes"}}, "data.path", "no image (jpg, jpeg"),
     Wrong(
         "labels without class folders", {"evaluation": {"labelled": f"{ROOT}/images"}}, "evaluation.labelled", "one with images per class"

@@ -8,11 +8,20 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from service.sections import Augmentation
 from tests.images import noise
-from trainer.data.augment import _jitter, augment, evaluation_view, view_rng
+from trainer.data.augment import (
+    apply_colours,
+    augment,
+    draw_colours,
+    draw_geometry,
+    evaluation_view,
+    geometry,
+    view_draws,
+    view_rng,
+)
 from trainer.torchvision_shim import import_timm
 
 NOTHING: dict[str, Any] = {
@@ -136,11 +145,13 @@ def test_hue_is_turned_as_torchvision_does() -> None:
 
 def test_the_four_jitters_come_in_the_order_that_is_drawn() -> None:
     """Contrast at factor 0 leaves one grey: of the doubled, hence clipped, image or, coming first, twice the image's own."""
-    spec = only(brightness=1.0, contrast=1.0)
+    spec = only(jitter=1.0, brightness=1.0, contrast=1.0)
     double_brightness, no_contrast, unused = 1.0, 0.0, 0.5
     factors = [double_brightness, no_contrast, unused, unused]
-    brightness_first = _jitter(smooth(6), spec, iter([*factors, 0.1, 0.2, 0.3, 0.4]))
-    contrast_first = _jitter(smooth(6), spec, iter([*factors, 0.2, 0.1, 0.3, 0.4]))
+    brightness_first, contrast_first = (
+        apply_colours(smooth(6), draw_colours(spec, iter([unused, *factors, *ranks, unused, unused, unused])))
+        for ranks in ([0.1, 0.2, 0.3, 0.4], [0.2, 0.1, 0.3, 0.4])
+    )
     doubled = np.minimum(2 * smooth(6).astype(int), 255)
     luma = np.array([0.299, 0.587, 0.114])
     assert np.abs(brightness_first - (doubled @ luma).mean()).max() <= 1
@@ -161,6 +172,55 @@ def test_blur_has_the_asked_standard_deviation() -> None:
     image[:, 32] = 255
     view = augment(image, only(blur=1.0, blur_sigma=(2.0, 2.0)), 65, view_rng(0, 0, 0, 0))[32, :, 0].astype(float)
     assert (view * (np.arange(65) - 32) ** 2).sum() / view.sum() == pytest.approx(4.0, rel=0.1)
+
+
+def test_solarisation_inverts_the_bright_values_and_leaves_all_else_as_it_was_drawn() -> None:
+    """Oracle: Pillow, with the view that the same seed gives without."""
+    for i in range(20):
+        without = augment(smooth(11), Augmentation(), 32, view_rng(0, 0, i, 0))
+        solarized = augment(smooth(11), Augmentation(solarize=1.0), 32, view_rng(0, 0, i, 0))
+        assert np.array_equal(solarized, np.asarray(ImageOps.solarize(Image.fromarray(without), 128)))
+        assert np.array_equal(augment(smooth(11), Augmentation(solarize=0.0), 32, view_rng(0, 0, i, 0)), without)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 6, 64])
+def test_channels_that_are_no_colours_are_all_changed_alike(channels: int) -> None:
+    """Equal channels stay equal, and as a single channel's view; none is taken for red, green or blue. Sizes both shrink and grow."""
+    spec = Augmentation(vertical_flip=0.5, solarize=0.3, brightness=0.8, contrast=0.8)
+    for i in range(30):
+        image = noise(i, 60, 90)[..., :1]
+        size = (24, 80)[i % 2]
+        alone = augment(image, spec, size, view_rng(0, 0, i, 0))
+        together = augment(np.repeat(image, channels, axis=2), spec, size, view_rng(0, 0, i, 0))
+        assert alone.shape == (size, size, 1)
+        assert together.shape == (size, size, channels)
+        assert np.array_equal(together, np.repeat(alone, channels, axis=2))
+    assert evaluation_view(np.repeat(image, channels, axis=2), 20).shape == (20, 20, channels)
+
+
+def test_each_of_six_channels_keeps_its_place() -> None:
+    """Oracle: the same crop of each channel alone, with colours off."""
+    image = np.dstack([noise(12, 60, 90), noise(13, 60, 90)])
+    spec = Augmentation(jitter=0.0, blur=0.0)
+    for size in (24, 80):
+        view = augment(image, spec, size, view_rng(0, 0, 0, 0))
+        alone = [augment(image[..., i : i + 1], spec, size, view_rng(0, 0, 0, 0)) for i in range(6)]
+        assert np.array_equal(view, np.concatenate(alone, axis=2))
+
+
+def test_geometry_and_colours_together_are_the_view() -> None:
+    """The two halves share one stream of draws, and the colours leave the crop as it was."""
+    spec = Augmentation(jitter=0.5, grayscale=0.1, blur=0.1, solarize=0.5)
+    for i in range(20):
+        draws = view_draws(view_rng(0, 0, i, 0))
+        crop = geometry(noise(14, 40, 50), spec, 32, draws)
+        before = crop.copy()
+        view = apply_colours(crop, draw_colours(spec, draws))
+        assert np.array_equal(view, augment(noise(14, 40, 50), spec, 32, view_rng(0, 0, i, 0)))
+        assert np.array_equal(crop, before)
+        cut = draw_geometry(spec, 40, 50, view_draws(view_rng(0, 0, i, 0)))
+        assert 0 <= cut.top <= 40 - cut.height
+        assert 0 <= cut.left <= 50 - cut.width
 
 
 def test_probabilities_are_kept() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 
 from service.spec import RunSpec
-from tests.images import color_folder, noise_folder, plain_color
+from tests.images import color_folder, indexed, noise_folder, plain_color
 from trainer.data import loader
-from trainer.data.images import index_images
+from trainer.data.images import Images
 from trainer.data.loader import Batch, ViewLoader, iterate_images, normalise
+from trainer.data.reader import Reader
 
 PLAIN = {"crop_scale": (1.0, 1.0), "horizontal_flip": 0.0, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
 
@@ -32,16 +34,18 @@ def make_spec(root: Path, num_workers: int = 0, batch_size: int = 8, **augmentat
     )
 
 
-def first_batches(spec: RunSpec, number: int, rank: int = 0, world_size: int = 1, start_step: int = 0) -> list[Batch]:
-    folder = index_images(Path(spec.data.path))
-    return list(islice(ViewLoader(folder, spec, rank, world_size, start_step), number))
+def first_batches(
+    spec: RunSpec, number: int, rank: int = 0, world_size: int = 1, start_step: int = 0, images: Images | None = None
+) -> list[Batch]:
+    images = images or indexed(Path(spec.data.path))
+    return list(islice(ViewLoader(images, spec, rank, world_size, start_step, spec.data.num_workers or 0), number))
 
 
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
-        assert (a.step, a.global_size, a.unreadable) == (b.step, b.global_size, b.unreadable)
-        assert torch.equal(a.instances, b.instances)
+        assert (a.step, a.global_size, a.bad) == (b.step, b.global_size, b.bad)
+        assert torch.equal(a.classes, b.classes)
         assert torch.equal(a.images, b.images)
 
 
@@ -60,8 +64,8 @@ def test_a_view_is_the_same_on_whichever_rank_it_is_made(tmp_path: Path) -> None
     for step, whole in enumerate(first_batches(spec, 5)):
         parts = [first_batches(spec, 1, rank, 3, start_step=step)[0] for rank in range(3)]
         assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
-        assert torch.equal(torch.cat([part.instances for part in parts]), whole.instances)
-        assert {part.global_size for part in parts} == {whole.global_size} == {len(whole.instances)}
+        assert torch.equal(torch.cat([part.classes for part in parts]), whole.classes)
+        assert {part.global_size for part in parts} == {whole.global_size} == {len(whole.classes)}
 
 
 def test_each_view_comes_with_the_instance_it_is_of(tmp_path: Path) -> None:
@@ -69,11 +73,11 @@ def test_each_view_comes_with_the_instance_it_is_of(tmp_path: Path) -> None:
     root = color_folder(tmp_path, 30)
     batches = first_batches(make_spec(root, views_per_image=3, **PLAIN), 4)
     for batch in batches:
-        assert batch.images.shape == (len(batch.instances), 3, 16, 16)
-        assert torch.equal(batch.instances, batch.instances[::3].repeat_interleave(3))
-        for view, instance in zip(batch.images, batch.instances.tolist(), strict=True):
+        assert batch.images.shape == (len(batch.classes), 3, 16, 16)
+        assert torch.equal(batch.classes, batch.classes[::3].repeat_interleave(3))
+        for view, instance in zip(batch.images, batch.classes.tolist(), strict=True):
             assert tuple(view[:, 8, 8].tolist()) == plain_color(instance)
-    assert sorted(torch.cat([batch.instances for batch in batches]).tolist()) == sorted([*range(30)] * 3)
+    assert sorted(torch.cat([batch.classes for batch in batches]).tolist()) == sorted([*range(30)] * 3)
 
 
 def test_the_views_of_an_image_differ_from_one_another_and_from_epoch_to_epoch(tmp_path: Path) -> None:
@@ -81,39 +85,80 @@ def test_the_views_of_an_image_differ_from_one_another_and_from_epoch_to_epoch(t
     batches = first_batches(make_spec(noise_folder(tmp_path, 8), views_per_image=2), 2)
     views: dict[int, list[Tensor]] = {}
     for batch in batches:
-        for view, instance in zip(batch.images, batch.instances.tolist(), strict=True):
+        for view, instance in zip(batch.images, batch.classes.tolist(), strict=True):
             views.setdefault(instance, []).append(view)
     for seen in views.values():
         assert len(torch.stack(seen).unique(dim=0)) == 4
 
 
-def test_a_damaged_image_becomes_a_grey_one_is_named_and_changes_no_other_view(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The sampling stays as it was; each epoch's batch names the file, the log does so once."""
+def test_another_image_takes_the_place_of_a_damaged_one_and_no_other_view_changes(tmp_path: Path) -> None:
+    """With its own class, the same one on whichever rank and in whichever process; the batch says what could not be read, and why."""
     spec = make_spec(noise_folder(tmp_path, 16))
-    whole = first_batches(spec, 4)
+    images = indexed(tmp_path)
+    whole = first_batches(spec, 4, images=images)
     (tmp_path / "005.png").write_bytes(b"damaged")
-    batches = first_batches(spec, 4)
+    (tmp_path / "011.png").unlink()
+    batches = first_batches(spec, 4, images=images)
+    found: list[tuple[int, str]] = []
     for before, after in zip(whole, batches, strict=True):
-        damaged = after.instances == 5
-        assert torch.equal(before.instances, after.instances)
+        damaged = (before.classes == 5) | (before.classes == 11)
+        assert torch.equal(before.classes[~damaged], after.classes[~damaged])
         assert torch.equal(before.images[~damaged], after.images[~damaged])
-        assert all(len(view.unique()) == 1 for view in after.images[damaged])  # one grey, of jittered brightness
-        assert after.unreadable == ([str(tmp_path / "005.png")] if damaged.any() else [])
-    assert [record.message for record in caplog.records] == [f"cannot decode '{tmp_path}/005.png': a grey image stands for it"]
+        assert not set(after.classes[damaged].tolist()) & {5, 11}
+        found += [(bad.row, bad.cause) for bad in after.bad]
+    assert {(5, "undecodable"), (11, "missing")} == set(found)
+    assert_same(first_batches(make_spec(tmp_path, num_workers=2), 4, images=images), batches)
+    parts = [first_batches(spec, 4, rank, 2, images=images) for rank in range(2)]
+    for step, batch in enumerate(batches):
+        assert torch.equal(torch.cat([part[step].images for part in parts]), batch.images)
+        assert torch.equal(torch.cat([part[step].classes for part in parts]), batch.classes)
+
+
+def test_where_no_other_image_can_be_read_a_grey_one_stands(tmp_path: Path) -> None:
+    """A batch is never short."""
+    spec = make_spec(noise_folder(tmp_path, 16), **PLAIN)
+    for i in range(16):
+        (tmp_path / f"{i:03d}.png").write_bytes(b"")
+    batch = first_batches(spec, 1)[0]
+    assert batch.images.shape == (8, 3, 16, 16)
+    assert batch.images.unique().tolist() == [128]
+    assert len(batch.bad) == 8 * (1 + loader.NUM_SPARES)
+
+
+def test_duplicates_come_with_the_class_that_they_share(tmp_path: Path) -> None:
+    """Images 0 and 1 are class 0, 2 and 3 class 1, and so on."""
+    images = Images(indexed(color_folder(tmp_path, 16)).index, class_n=np.arange(16) // 2)
+    batch = next(iter(ViewLoader(images, make_spec(tmp_path, batch_size=16, **PLAIN), 0, 1, 0)))
+    color_of = {plain_color(i): i // 2 for i in range(16)}
+    assert [color_of[tuple(view[:, 8, 8].tolist())] for view in batch.images] == batch.classes.tolist()
 
 
 def test_decoded_images_are_kept_only_where_all_may_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With room the second epoch opens no file; without, it does; the batches are the same."""
     spec = make_spec(noise_folder(tmp_path, 16))
-    opened: list[str] = []
-    read = loader.read_image
-    monkeypatch.setattr(loader, "read_image", lambda path: opened.append(path) or read(path))
+    opened: list[int] = []
+    read = Reader.read
+    monkeypatch.setattr(Reader, "read", lambda self, row: opened.append(row) or read(self, row))
     with_room = first_batches(spec, 4)
-    assert len(opened) == 16
+    assert sorted(opened) == list(range(16))
     monkeypatch.setattr(loader, "DECODED_BYTES", 15 * 24 * 24 * 3)
     opened.clear()
     assert_same(first_batches(spec, 4), with_room)
     assert len(opened) == 32
+
+
+def test_a_loader_process_that_dies_is_replaced_and_no_batch_is_lost(tmp_path: Path) -> None:
+    """Killed twice in the middle of an epoch; Ctrl-C and collectives are not disturbed by it, only the next batch is late."""
+    spec = make_spec(noise_folder(tmp_path, 29), num_workers=2)
+    expected = first_batches(make_spec(tmp_path), 12)
+    before = group_leaders()
+    batches = iter(ViewLoader(indexed(tmp_path), spec, 0, 1, 0, 2))
+    found = [next(batches) for _ in range(2)]
+    for _ in range(2):
+        os.kill(min(group_leaders() - before), signal.SIGKILL)
+        found += [next(batches) for _ in range(5)]
+    batches.close()
+    assert_same(found, expected)
 
 
 def group_leaders() -> set[int]:
@@ -126,7 +171,7 @@ def test_loader_processes_have_their_own_process_group_and_end_with_the_iteratio
     """A SIGTERM to the job's group asks for a last checkpoint; the loader must live to serve it, and not for longer."""
     spec = make_spec(noise_folder(tmp_path, 16), num_workers=1)
     before = group_leaders()
-    batches = iter(ViewLoader(index_images(tmp_path), spec, 0, 1, 0))
+    batches = iter(ViewLoader(indexed(tmp_path), spec, 0, 1, 0, 1))
     next(batches)
     loaders = sorted(group_leaders() - before)
     assert len(loaders) == 1
@@ -137,13 +182,13 @@ def test_loader_processes_have_their_own_process_group_and_end_with_the_iteratio
 
 def test_evaluation_views_come_in_the_order_asked_for(tmp_path: Path) -> None:
     """With repeats, with a smaller last batch, and the same from another process."""
-    folder = index_images(color_folder(tmp_path, 12))
+    images = indexed(color_folder(tmp_path, 12))
     order = [7, 0, 3, 3, 11, 2, 5]
     for num_workers in (0, 1):
-        batches = list(iterate_images(folder, order, 16, 3, num_workers))
-        assert [len(images) for images, _ in batches] == [3, 3, 1]
+        batches = list(iterate_images(images, order, make_spec(tmp_path), 16, 3, num_workers))
+        assert [len(views) for views, _ in batches] == [3, 3, 1]
         assert torch.cat([indices for _, indices in batches]).tolist() == order
-        colors = torch.cat([images for images, _ in batches])[:, :, 0, 0].tolist()
+        colors = torch.cat([views for views, _ in batches])[:, :, 0, 0].tolist()
         assert [tuple(color) for color in colors] == [plain_color(i) for i in order]
 
 

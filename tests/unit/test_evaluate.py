@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from service.sections import Evaluation
 from service.spec import RunSpec
-from tests.images import noise, noise_folder, write_image
+from tests.images import indexed, noise, noise_folder, write_image
 from trainer import evaluate
 from trainer.data.augment import evaluation_view
-from trainer.data.images import index_images, read_image
 from trainer.data.loader import normalise
+from trainer.data.reader import Reader, read_pixels
 from trainer.errors import BadData
-from trainer.evaluate import evaluate_knn, extract_features, knn_accuracy, load_labelled, pixel_knn
+from trainer.evaluate import LabelledSet, evaluate_knn, extract_features, knn_accuracy, load_labelled, pixel_knn
 
 CPU = torch.device("cpu")
 
@@ -79,13 +79,17 @@ def labelled_folder(root: Path, classes: dict[str, int]) -> Path:
     return root
 
 
+def names(labelled: LabelledSet) -> list[str]:
+    return [labelled.images.name(i) for i in range(len(labelled.images))]
+
+
 def test_every_fifth_image_is_a_query_where_no_folder_of_queries_is_given(tmp_path: Path) -> None:
     """Of each class about a fifth, since paths sort by class; bank and queries share nothing."""
-    bank, queries = load_labelled(Evaluation(labelled=str(labelled_folder(tmp_path, {"cat": 10, "dog": 15}))))
-    assert queries.folder.paths == ["cat/04.png", "cat/09.png", "dog/04.png", "dog/09.png", "dog/14.png"]
+    bank, queries = load_labelled(Evaluation(labelled=str(labelled_folder(tmp_path, {"cat": 10, "dog": 15}))), tmp_path / ".index")
+    assert names(queries) == ["cat/04.png", "cat/09.png", "dog/04.png", "dog/09.png", "dog/14.png"]
     assert queries.labels == [0, 0, 1, 1, 1]
     assert len(bank.labels) == 20
-    assert not set(bank.folder.paths) & set(queries.folder.paths)
+    assert not set(names(bank)) & set(names(queries))
     assert bank.class_names == queries.class_names == ["cat", "dog"]
 
 
@@ -93,9 +97,9 @@ def test_labels_of_a_query_folder_are_the_banks_numbers(tmp_path: Path) -> None:
     """The queries may lack a class, which must not shift the others; the limit takes evenly spaced images of each set."""
     labelled = labelled_folder(tmp_path / "bank", {"cat": 4, "dog": 4, "emu": 4})
     queries = labelled_folder(tmp_path / "queries", {"cat": 1, "emu": 3})
-    bank, asked = load_labelled(Evaluation(labelled=str(labelled), queries=str(queries), limit=6))
+    bank, asked = load_labelled(Evaluation(labelled=str(labelled), queries=str(queries), limit=6), tmp_path / ".index")
     assert asked.labels == [0, 2, 2, 2]
-    assert bank.folder.paths == ["cat/00.png", "cat/02.png", "dog/00.png", "dog/02.png", "emu/00.png", "emu/02.png"]
+    assert names(bank) == ["cat/00.png", "cat/02.png", "dog/00.png", "dog/02.png", "emu/00.png", "emu/02.png"]
     assert bank.labels == [0, 0, 1, 1, 2, 2]
 
 
@@ -117,37 +121,38 @@ def test_a_folder_that_is_no_labelled_one_is_refused(
     if queries:
         paths["queries"] = str(labelled_folder(tmp_path / "queries", queries))
     with pytest.raises(BadData) as refused:
-        load_labelled(Evaluation(**paths))
+        load_labelled(Evaluation(**paths), tmp_path / ".index")
     assert message in str(refused.value)
 
 
 def test_features_are_those_of_the_evaluation_views_in_the_order_of_the_folder(tmp_path: Path) -> None:
     """In evaluation mode without gradients, after which the backbone trains on as before."""
     spec = make_spec()
-    folder = index_images(noise_folder(tmp_path, 13))
+    images = indexed(noise_folder(tmp_path, 13))
     backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(4 * 14 * 14, 6))
     statistics = backbone[1].running_mean.clone()
-    features = extract_features(backbone, folder, spec, CPU)
+    features = extract_features(backbone, images, spec, CPU)
     assert backbone.training
     assert all(module.training for module in backbone.modules())
     assert torch.equal(backbone[1].running_mean, statistics)
     assert not features.requires_grad
-    views = np.stack([evaluation_view(read_image(folder.file(i)), 16) for i in range(13)])
-    images = normalise(torch.from_numpy(views).permute(0, 3, 1, 2), spec.data.mean, spec.data.std)
-    torch.testing.assert_close(features, backbone.eval()(images).detach())
+    reader = Reader(images.index)
+    views = np.stack([evaluation_view(read_pixels(reader, i), 16) for i in range(13)])
+    inputs = normalise(torch.from_numpy(views).permute(0, 3, 1, 2), spec.data.mean, spec.data.std)
+    torch.testing.assert_close(features, backbone.eval()(inputs).detach())
 
 
 def test_half_precision_backbones_are_given_half_precision_images(tmp_path: Path) -> None:
     """The features are float32 all the same."""
-    folder = index_images(noise_folder(tmp_path, 3))
+    images = indexed(noise_folder(tmp_path, 3))
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 6)).bfloat16()
-    assert extract_features(backbone, folder, make_spec(), CPU).dtype == torch.float32
+    assert extract_features(backbone, images, make_spec(), CPU).dtype == torch.float32
 
 
 def test_pixels_and_features_that_tell_the_classes_apart_score_100(tmp_path: Path) -> None:
     """And features that say nothing score what the first class's share of the queries is."""
     spec = make_spec(labelled=str(labelled_folder(tmp_path, {"cat": 20, "dog": 20})), k=3)
-    sets = load_labelled(spec.evaluation)
+    sets = load_labelled(spec.evaluation, tmp_path / ".index")
     assert pixel_knn(sets, spec) == 100
     assert evaluate_knn(nn.Flatten(), spec, sets, CPU) == 100
 

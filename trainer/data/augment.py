@@ -1,13 +1,21 @@
 """One view of one image, with OpenCV on uint8 arrays: four to eight times as fast as Pillow or torchvision on a CPU.
 
 The MoCo v2 family (paper: "random crop, colour jitter, Gaussian blur"): crop and resize, flips, colour jitter in a random
-order, greyscale, blur. Images are [H, W, 3] uint8, red green blue.
+order, greyscale, blur, and BYOL's solarisation. Images are [H, W, C] uint8; three channels are red green blue, and of another number
+each is changed alike: hue, saturation and greyscale are then left out.
+
+    draws = view_draws(view_rng(seed, epoch, instance, view))
+    view = geometry(image, spec, size, draws)
+    colours = draw_colours(spec, draws, channels)
+    apply_colours(view, colours)           here, or
+    colours_as_array([colours, ...])       for device_augment.py, which does the same to a batch
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -15,6 +23,49 @@ import numpy as np
 from service.sections import Augmentation
 
 _CROP_TRIES = 10
+_AREA_CHANNELS = 4
+"""OpenCV's area interpolation takes no more at a time."""
+
+SLOTS_BEFORE_HUE = (0, 3, 6)
+"""First columns of the slots of three numbers in `colours_as_array`."""
+SLOTS_AFTER_HUE = (9, 12, 15)
+HUE, GRAYSCALE, BLUR_SIGMA, SOLARIZE, NUM_COLUMNS = 18, 19, 20, 21, 22
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a view is cut, in pixels of the image, and how it is flipped."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flips_left_right: bool
+    flips_upside_down: bool
+
+
+@dataclass(frozen=True)
+class Colours:
+    """All that happens to the colours of one view. The defaults change nothing."""
+
+    brightness: float = 1.0
+    """Factor."""
+    contrast: float = 1.0
+    """Factor of the distance from the view's mean luma."""
+    saturation: float = 1.0
+    """Factor of the distance from each pixel's luma."""
+    hue: float = 0.0
+    """Turn, as a fraction of the circle, -0.5 to 0.5."""
+    order: tuple[int, ...] = (0, 1, 2, 3)
+    """In which the four are done, by their position above."""
+    grayscale: bool = False
+    blur_sigma: float = 0.0
+    """Pixels; 0: no blur."""
+    solarize: bool = False
+
+    @property
+    def jitters(self) -> bool:
+        return (self.brightness, self.contrast, self.saturation, self.hue) != (1.0, 1.0, 1.0, 0.0)
 
 
 def view_rng(seed: int, epoch: int, instance: int, view: int) -> np.random.Generator:
@@ -24,25 +75,108 @@ def view_rng(seed: int, epoch: int, instance: int, view: int) -> np.random.Gener
     return np.random.Generator(np.random.Philox(key=key))
 
 
+def view_draws(rng: np.random.Generator) -> Iterator[float]:
+    """As many numbers in [0, 1) as a view can need."""
+    return iter(rng.random(2 * _CROP_TRIES + 17).tolist())  # one call: a call for each number would cost more than the pixels
+
+
 def augment(image: np.ndarray, spec: Augmentation, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A view of `image`, [size, size, 3] uint8."""
-    draws = iter(rng.random(2 * _CROP_TRIES + 16).tolist())  # one call: a call for each number would cost more than the pixels
-    view = _resize(_random_crop(image, spec, draws), size, size, cv2.INTER_LINEAR)
-    if next(draws) < spec.horizontal_flip:
-        view = cv2.flip(view, 1)
-    if next(draws) < spec.vertical_flip:
-        view = cv2.flip(view, 0)
-    if next(draws) < spec.jitter:
-        view = _jitter(view, spec, draws)
-    if next(draws) < spec.grayscale:
-        view = _gray(view)
-    if next(draws) < spec.blur:
-        view = cv2.GaussianBlur(view, (0, 0), _between(*spec.blur_sigma, next(draws)))
+    """A view of `image` [H, W, C]: [size, size, C] uint8."""
+    draws = view_draws(rng)
+    view = geometry(image, spec, size, draws)
+    return apply_colours(view, draw_colours(spec, draws, view.shape[2]))
+
+
+def geometry(image: np.ndarray, spec: Augmentation, size: int, draws: Iterator[float]) -> np.ndarray:
+    """The crop, resized and flipped: [size, size, C] uint8. May share the image's memory."""
+    return apply_geometry(image, draw_geometry(spec, image.shape[0], image.shape[1], draws), size)
+
+
+def draw_geometry(spec: Augmentation, height: int, width: int, draws: Iterator[float]) -> Geometry:
+    """Inception's crop: an area and a log-uniform aspect ratio until one fits, else the middle at the nearest allowed ratio."""
+    log_ratio = math.log(spec.crop_ratio[0]), math.log(spec.crop_ratio[1])
+    for _ in range(_CROP_TRIES):
+        area = height * width * _between(*spec.crop_scale, next(draws))
+        ratio = math.exp(_between(*log_ratio, next(draws)))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            break
+    else:
+        ratio = min(max(width / height, spec.crop_ratio[0]), spec.crop_ratio[1])
+        crop_width, crop_height = max(1, min(width, round(height * ratio))), max(1, min(height, round(width / ratio)))
+    top, left = int(next(draws) * (height - crop_height + 1)), int(next(draws) * (width - crop_width + 1))
+    return Geometry(top, left, crop_height, crop_width, next(draws) < spec.horizontal_flip, next(draws) < spec.vertical_flip)
+
+
+def apply_geometry(image: np.ndarray, cut: Geometry, size: int) -> np.ndarray:
+    """[size, size, C] uint8. May share the image's memory."""
+    view = _resize(image[cut.top : cut.top + cut.height, cut.left : cut.left + cut.width], size, size, cv2.INTER_LINEAR)
+    if cut.flips_left_right:
+        view = _like(cv2.flip(view, 1), view)
+    if cut.flips_upside_down:
+        view = _like(cv2.flip(view, 0), view)
     return view
 
 
+def draw_colours(spec: Augmentation, draws: Iterator[float], channels: int = 3) -> Colours:
+    """All random parameters of one view after its geometry; without hue, saturation and greyscale unless there are three channels."""
+    amounts, order = (1.0, 1.0, 1.0, 0.0), (0, 1, 2, 3)
+    if next(draws) < spec.jitter:
+        brightness, contrast, saturation, hue = (
+            _between(-most, most, next(draws)) for most in (spec.brightness, spec.contrast, spec.saturation, spec.hue)
+        )
+        amounts = 1 + brightness, 1 + contrast, 1 + saturation, hue
+        ranks = [next(draws) for _ in amounts]
+        order = tuple(sorted(range(len(amounts)), key=ranks.__getitem__))
+    grayscale = next(draws) < spec.grayscale
+    sigma = _between(*spec.blur_sigma, next(draws)) if next(draws) < spec.blur else 0.0
+    solarize = next(draws) < spec.solarize
+    if channels != 3:
+        return Colours(amounts[0], amounts[1], order=order, blur_sigma=sigma, solarize=solarize)
+    return Colours(*amounts, order, grayscale, sigma, solarize)
+
+
+def apply_colours(view: np.ndarray, colours: Colours) -> np.ndarray:
+    """[H, W, C] uint8, as `view`, which stays as it is. Each step is rounded to 8 bits."""
+    amounts = colours.brightness, colours.contrast, colours.saturation, colours.hue
+    if colours.jitters:
+        for i in colours.order:
+            if amounts[i] != _CHANGES_NOTHING[i]:
+                view = _like(_CHANGES[i](view, amounts[i]), view)
+    if colours.grayscale:
+        view = _gray(view)
+    if colours.blur_sigma:
+        view = _like(cv2.GaussianBlur(view, (0, 0), colours.blur_sigma), view)
+    if colours.solarize:
+        view = np.minimum(view, 255 - view)  # 255 - x where x >= 128
+    return view
+
+
+def colours_as_array(colours: Sequence[Colours]) -> np.ndarray:
+    """[b, NUM_COLUMNS] float32: the parameters of a batch's views, laid out for device_augment.py, which knows no order.
+
+    Brightness, contrast and saturation are each a blend of the pixels with something of less colour, f x + (1 - f) t, and take slots
+    in their order, three before and three after the hue. A slot is f and the shares in t of the mean luma and of the pixel's luma
+    (brightness: neither); 1, 0, 0 changes nothing. Then the hue's turn in whole 256ths of the circle, as 8 bits have it, 0 for none and
+    256 for one that rounds to none; greyscale 0 or 1; the blur's sigma or 0; solarisation 0 or 1.
+    """
+    rows = np.zeros((len(colours), NUM_COLUMNS), np.float32)
+    rows[:, SLOTS_BEFORE_HUE + SLOTS_AFTER_HUE] = 1
+    for row, one in zip(rows, colours, strict=True):
+        amounts, slots = (one.brightness, one.contrast, one.saturation), iter(SLOTS_BEFORE_HUE)
+        for i in one.order:
+            if i == 3:
+                slots = iter(SLOTS_AFTER_HUE) if one.hue else slots
+            elif amounts[i] != 1:
+                at = next(slots)
+                row[at : at + 3] = amounts[i], i == 1, i == 2
+        hue = round(one.hue * 256) or 256 if one.hue else 0
+        row[HUE:] = hue, one.grayscale, one.blur_sigma, one.solarize
+    return rows
+
+
 def evaluation_view(image: np.ndarray, size: int) -> np.ndarray:
-    """The shorter side brought to `size` (area interpolation to shrink, bicubic to enlarge), then the centre; [size, size, 3]."""
+    """The shorter side brought to `size` (area interpolation to shrink, bicubic to enlarge), then the centre; [size, size, C]."""
     height, width = image.shape[:2]
     scale = size / min(height, width)
     height, width = max(size, round(height * scale)), max(size, round(width * scale))
@@ -55,42 +189,19 @@ def _between(low: float, high: float, draw: float) -> float:
     return low + (high - low) * draw
 
 
+def _like(changed: np.ndarray, view: np.ndarray) -> np.ndarray:
+    """OpenCV drops the axis of a single channel."""
+    return changed if changed.ndim == view.ndim else changed[..., None]
+
+
 def _resize(image: np.ndarray, width: int, height: int, enlarging: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
-    shrinks = width < image.shape[1] and height < image.shape[0]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else enlarging)
-
-
-def _random_crop(image: np.ndarray, spec: Augmentation, draws: Iterator[float]) -> np.ndarray:
-    """Inception's crop: an area and a log-uniform aspect ratio until one fits, else the middle at the nearest allowed ratio."""
-    height, width = image.shape[:2]
-    log_ratio = math.log(spec.crop_ratio[0]), math.log(spec.crop_ratio[1])
-    for _ in range(_CROP_TRIES):
-        area = height * width * _between(*spec.crop_scale, next(draws))
-        ratio = math.exp(_between(*log_ratio, next(draws)))
-        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            break
-    else:
-        ratio = min(max(width / height, spec.crop_ratio[0]), spec.crop_ratio[1])
-        crop_width, crop_height = max(1, min(width, round(height * ratio))), max(1, min(height, round(width / ratio)))
-    top, left = int(next(draws) * (height - crop_height + 1)), int(next(draws) * (width - crop_width + 1))
-    return image[top : top + crop_height, left : left + crop_width]
-
-
-def _jitter(view: np.ndarray, spec: Augmentation, draws: Iterator[float]) -> np.ndarray:
-    changes = (
-        (_brightness, 1 + _between(-spec.brightness, spec.brightness, next(draws))),
-        (_contrast, 1 + _between(-spec.contrast, spec.contrast, next(draws))),
-        (_saturation, 1 + _between(-spec.saturation, spec.saturation, next(draws))),
-        (_hue, _between(-spec.hue, spec.hue, next(draws))),
-    )
-    order = [next(draws) for _ in changes]
-    for i in sorted(range(len(changes)), key=order.__getitem__):
-        change, amount = changes[i]
-        view = change(view, amount)
-    return view
+    if width >= image.shape[1] or height >= image.shape[0]:
+        return _like(cv2.resize(image, (width, height), interpolation=enlarging), image)
+    parts = [image] if image.shape[2] <= _AREA_CHANNELS else np.split(image, range(_AREA_CHANNELS, image.shape[2], _AREA_CHANNELS), axis=2)
+    resized = [_like(cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA), image) for part in parts]
+    return resized[0] if len(resized) == 1 else np.concatenate(resized, axis=2)
 
 
 def _brightness(view: np.ndarray, factor: float) -> np.ndarray:
@@ -98,8 +209,11 @@ def _brightness(view: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _contrast(view: np.ndarray, factor: float) -> np.ndarray:
-    red, green, blue, _ = cv2.mean(view)
-    mean = 0.299 * red + 0.587 * green + 0.114 * blue
+    if view.shape[2] == 3:
+        red, green, blue, _ = cv2.mean(view)
+        mean = 0.299 * red + 0.587 * green + 0.114 * blue
+    else:
+        mean = cv2.mean(np.ascontiguousarray(view).reshape(len(view), -1))[0]
     return cv2.addWeighted(view, factor, view, 0, (1 - factor) * mean)
 
 
@@ -108,8 +222,6 @@ def _saturation(view: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _hue(view: np.ndarray, turn: float) -> np.ndarray:
-    if turn == 0:  # the way through HSV and back rounds
-        return view
     hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL)  # _FULL: the hue's 8 bits are the whole circle, so that it wraps by itself
     hsv[..., 0] += np.uint8(round(turn * 256) % 256)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
@@ -117,3 +229,7 @@ def _hue(view: np.ndarray, turn: float) -> np.ndarray:
 
 def _gray(view: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+_CHANGES = (_brightness, _contrast, _saturation, _hue)
+_CHANGES_NOTHING = (1.0, 1.0, 1.0, 0.0)

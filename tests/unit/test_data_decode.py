@@ -1,0 +1,99 @@
+"""Decoding images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.images import noise, write_image
+from trainer.data.decode import Unreadable, decode
+
+
+def test_pixels_are_red_green_blue_as_stored(tmp_path: Path) -> None:
+    """Oracle: Pillow."""
+    for name in ("a.png", "a.bmp", "a.tiff", "a.jpg"):
+        write_image(tmp_path / name, cv2.GaussianBlur(noise(1, 20, 31), (0, 0), 3))
+        read = decode((tmp_path / name).read_bytes())
+        assert read.dtype == np.uint8
+        assert read.shape == (20, 31, 3)
+        assert np.abs(read.astype(int) - np.asarray(Image.open(tmp_path / name).convert("RGB"))).max() <= 2
+
+
+def test_grey_palette_alpha_and_16_bit_images_become_three_channels_of_8_bits(tmp_path: Path) -> None:
+    """Grey is repeated, a palette looked up, alpha dropped, of 16 bits the upper 8 kept."""
+    pixels = noise(2)
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
+    assert np.array_equal(decode((tmp_path / "grey.png").read_bytes()), pixels[..., :1].repeat(3, axis=2))
+    palette = Image.fromarray(pixels).quantize(16)
+    palette.save(tmp_path / "palette.png")
+    assert np.array_equal(decode((tmp_path / "palette.png").read_bytes()), np.asarray(palette.convert("RGB")))
+    Image.fromarray(np.dstack([pixels, pixels[..., 0]])).save(tmp_path / "alpha.png")
+    assert np.array_equal(decode((tmp_path / "alpha.png").read_bytes()), pixels)
+    deep = pixels.astype(np.uint16) << 8
+    assert cv2.imwrite(str(tmp_path / "deep.png"), deep[..., ::-1])
+    assert np.array_equal(decode((tmp_path / "deep.png").read_bytes()), pixels)
+
+
+def test_a_photograph_taken_sideways_is_turned_upright(tmp_path: Path) -> None:
+    """EXIF orientation 6: turn by 90 degrees clockwise."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(np.full((10, 30, 3), 200, np.uint8))
+    image.save(tmp_path / "sideways.jpg", exif=exif)
+    assert decode((tmp_path / "sideways.jpg").read_bytes()).shape == (30, 10, 3)
+
+
+def test_cmyk_becomes_red_green_blue(tmp_path: Path) -> None:
+    """Oracle: Pillow's conversion, from which the colour management of a decoder may differ a little."""
+    image = Image.fromarray(cv2.GaussianBlur(noise(4, 32, 32), (0, 0), 4)).convert("CMYK")
+    image.save(tmp_path / "print.jpg", quality=95)
+    read = decode((tmp_path / "print.jpg").read_bytes())
+    expected = np.asarray(Image.open(tmp_path / "print.jpg").convert("RGB"))
+    assert np.abs(read.astype(int) - expected).mean() < 4
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_another_number_of_channels_is_taken_as_the_file_has_them(channels: int) -> None:
+    """16 bits become 8; a file with another number is refused with both."""
+    pixels = np.random.default_rng(0).integers(0, 2**16, (9, 7, channels), dtype=np.uint16)
+    data = cv2.imencode(".png", pixels)[1].tobytes()
+    assert np.array_equal(decode(data, channels), (pixels >> 8).astype(np.uint8))
+    with pytest.raises(Unreadable, match=f"it has {channels} channels and data.channels is 2"):
+        decode(data, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "cause"),
+    [
+        ("a.png", lambda data: b"", "empty"),
+        ("a.jpg", lambda data: b"this is no image", "undecodable"),
+        ("a.png", lambda data: data[: len(data) // 2], "truncated"),
+        ("a.jpg", lambda data: data[: len(data) // 2], "truncated"),
+        ("a.jpg", lambda data: data[:-2], "truncated"),
+        ("a.webp", lambda data: data[: len(data) // 2], "truncated"),
+        ("a.png", lambda data: data[:30] + bytes(60) + data[90:], "undecodable"),
+        ("a.jpg", lambda data: data[:20] + bytes(300) + data[320:], "undecodable"),
+    ],
+)
+def test_a_damaged_image_is_refused_with_a_cause(tmp_path: Path, name: str, damage: Callable[[bytes], bytes], cause: str) -> None:
+    """Few words, to count by. A decoder alone would give the half of an image that ends too early."""
+    data = write_image(tmp_path / name, noise(3, 60, 60)).read_bytes()
+    decode(data)
+    with pytest.raises(Unreadable) as refused:
+        decode(damage(data))
+    assert refused.value.cause == cause
+
+
+def test_the_end_of_a_preview_within_a_photograph_is_not_taken_for_its_own(tmp_path: Path) -> None:
+    """Cameras put a small JPEG into the header of the large one."""
+    whole, preview = (cv2.imencode(".jpg", noise(5, size, size))[1].tobytes() for size in (64, 16))
+    segment = b"\xff\xe1" + (len(preview) + 2).to_bytes(2, "big") + preview
+    photograph = whole[:2] + segment + whole[2:]
+    assert decode(photograph).shape == (64, 64, 3)
+    with pytest.raises(Unreadable, match="too early"):
+        decode(photograph[: len(segment) + len(whole) // 2])

@@ -1,0 +1,55 @@
+"""Bytes of an image file as pixels, and why they are none."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+
+class Unreadable(Exception):
+    """An image that cannot be used. `cause` is one of few words, to count by; the message says more."""
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+def decode(data: bytes, channels: int = 3) -> np.ndarray:
+    """Pixels [H, W, channels], uint8; three channels are red green blue. Raises Unreadable.
+
+    EXIF orientation is applied and 16 bits become 8. With 3 channels grey becomes three equal ones, CMYK is converted, alpha is dropped;
+    with another number the file's own channels are taken, in its order, and there must be as many.
+    """
+    if not data:
+        raise Unreadable("empty", "the file is empty")
+    if is_truncated(data):
+        raise Unreadable("truncated", f"the file ends too early, after {len(data):,} bytes")
+    flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(channels, cv2.IMREAD_UNCHANGED)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise Unreadable("undecodable", " ".join(str(error).split())) from None
+    if pixels is None:
+        raise Unreadable("undecodable", f"its {len(data):,} bytes are no image, or damaged")
+    if channels == 3:
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.shape[2] != channels:
+        raise Unreadable("other channels", f"it has {pixels.shape[2]} channels and data.channels is {channels}")
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise Unreadable("other depth", f"its pixels are {pixels.dtype}, and 8 or 16 bits are taken")
+    return pixels
+
+
+def is_truncated(data: bytes) -> bool:
+    """Whether a JPEG, PNG or WebP file lacks its end: decoders fill what is missing with grey, and say nothing."""
+    if data.startswith(b"\xff\xd8"):  # the end of the image stands behind its last scan; a preview has an end of its own before that
+        return not data.endswith(b"\xff\xd9") and data.rfind(b"\xff\xd9") < max(2, data.rfind(b"\xff\xda"))
+    if data.startswith(b"\x89PNG"):
+        return data.rfind(b"IEND") < 0
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    return False

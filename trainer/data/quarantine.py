@@ -1,0 +1,46 @@
+"""The list of images that a run could not use, in its directory, for the person who mends or removes them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from service.layout import write_whole
+from trainer.data.index import Index
+from trainer.data.loader import Bad
+
+MOST_LISTED = 10_000
+"""Further ones are counted and not listed."""
+
+
+class Quarantine:
+    """One JSON object a line: name, cause, message; over all attempts of the run. One rank keeps it."""
+
+    def __init__(self, path: Path, index: Index) -> None:
+        self.path, self._index = path, index
+        self._entries: dict[int, dict[str, object]] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                entry = json.loads(line)
+                self._entries[entry["id"]] = entry
+
+    def add(self, found: Iterable[Bad]) -> list[str]:
+        """Names of those that were not listed yet."""
+        new = []
+        for bad in found:
+            if bad.row in self._entries or len(self._entries) >= MOST_LISTED:
+                continue
+            name = self._index.full_name(bad.row)
+            self._entries[bad.row] = {"id": bad.row, "name": name, "cause": bad.cause, "message": bad.message}
+            new.append(name)
+        if new:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path, "".join(f"{json.dumps(entry)}\n" for entry in self._entries.values()))
+        return new
+
+    def summary(self) -> str:
+        """How many by cause, e.g. "3 truncated, 1 missing"."""
+        causes = Counter(str(entry["cause"]) for entry in self._entries.values())
+        return ", ".join(f"{count} {cause}" for cause, count in causes.most_common())

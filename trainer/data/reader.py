@@ -1,0 +1,59 @@
+"""The bytes of one image after another, from wherever its index says that they are. One per process."""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+
+from trainer.data.decode import Unreadable, decode
+from trainer.data.files import Files
+from trainer.data.index import Index
+from trainer.data.parquets import ParquetReader
+from trainer.errors import BadData
+
+
+class Reader:
+    """Not for several threads at once where the index is of parquet files."""
+
+    def __init__(self, index: Index, cache_bytes: int = 0) -> None:
+        self.index = index
+        self.files = Files(index.root, cache_bytes)
+        self._parquet = ParquetReader(self.files, index.containers) if index.kind == "parquet" else None
+
+    @property
+    def takes_threads(self) -> bool:
+        """Whether several threads may read at once."""
+        return self._parquet is None
+
+    def read(self, row: int) -> bytes:
+        """Raises Unreadable."""
+        index = self.index
+        try:
+            if index.container_n is None or index.offset_n is None or index.length_n is None:
+                return self.files.read(index.name(row))
+            container, offset = int(index.container_n[row]), int(index.offset_n[row])
+            if self._parquet is not None:
+                return self._parquet.read(container, offset)
+            length = int(index.length_n[row])
+            data = self.files.read(index.containers[container], offset, length)
+        except FileNotFoundError:
+            raise Unreadable("missing", "there is no such file any more") from None
+        except PermissionError:
+            raise Unreadable("forbidden", "it may not be read") from None
+        except OSError as error:
+            code = errno.errorcode.get(error.errno or 0, "")
+            raise Unreadable("read error", f"{error.strerror or error} {code}".strip()) from None
+        except BadData as error:
+            raise Unreadable("read error", str(error)) from None
+        if len(data) < length:
+            raise Unreadable("truncated", f"the tar file ends {length - len(data):,} bytes before the image does")
+        return data
+
+
+def read_pixels(reader: Reader, row: int, channels: int = 3) -> np.ndarray:
+    """[H, W, channels] uint8. Raises Unreadable, which names the image."""
+    try:
+        return decode(reader.read(row), channels)
+    except Unreadable as error:
+        raise Unreadable(error.cause, f"image {reader.index.full_name(row)!r}: {error}") from None
