@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from service.sections import Augmentation, Evaluation
+from service.data_sections import Augmentation
+from service.sections import Evaluation
 from trainer.data.augment import augment, view_rng
 from trainer.data.reader import Reader, read_pixels
 from trainer.evaluate import LabelledSet, load_labelled

@@ -65,14 +65,14 @@ def preview(
     """
     from tempfile import TemporaryDirectory
 
-    from trainer.data.images import index_images
+    from trainer.data.images import prepare_images
     from trainer.data.preview import write_preview
     from trainer.errors import TrainerError
 
     spec = load_spec(spec_file)
     try:
         with TemporaryDirectory() as directory:
-            found = index_images(spec.data.path, Path(directory) / "index", spec.data.limit, spec.data.index)
+            found = prepare_images(spec, Path(directory) / "index", lambda: None)
             unreadable = write_preview(found, spec, output, images, views)
     except TrainerError as error:
         raise MillionwayError(str(error)) from None

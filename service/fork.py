@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from service.errors import FieldError, InvalidSpec
-from service.sections import Section, describe
+from service.section import Section
+from service.sections import describe
 from service.spec import RunSpec, merge, parse_spec
 
 SMALL_IMAGE = 64

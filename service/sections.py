@@ -9,97 +9,11 @@ docstrings become the descriptions of the JSON schema in the OpenAPI document.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
-from service.numbers import NumbersAreNumbers
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(NumbersAreNumbers):
-    """Frozen; unknown keys are refused; NaN and infinity are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True)
-
-
-def _ordered(name: str, pair: tuple[float, float]) -> tuple[float, float]:
-    if pair[0] > pair[1]:
-        raise ValueError(f"{name} is ({pair[0]}, {pair[1]}): give the smaller number first")
-    return pair
-
-
-class Data(Section):
-    """The images. Their labels, where they have some, never reach the loss: every image is its own class."""
-
-    path: str = Field(min_length=1, max_length=4096)
-    """A folder of images (jpg, jpeg, png, bmp, webp, tif, tiff), searched recursively, or of tar shards (WebDataset) or parquet files with
-    image bytes; one such file; or a .txt, .csv or .parquet list of paths. Absolute, as the worker sees it, or a URL that fsspec opens."""
-    index: str | None = Field(default=None, min_length=1, max_length=4096)
-    """Absolute path of a directory that `millionway index` wrote. Default: the one within the folder where it is up to date, else the
-    images are listed at the run's first start."""
-    limit: int | None = Field(default=None, ge=2, le=100_000_000)
-    """Use at most this many images, evenly spaced over the index. Default: all."""
-    duplicates: Literal["keep", "share", "drop"] = "keep"
-    """Of images with the same content, to the eye: `share` makes them one class, `drop` takes the first, `keep` leaves each its own, a
-    wrong negative of the others. Found in one pass over the images, or by `millionway inspect` before."""
-    image_size: int = Field(default=224, ge=16, le=1024)
-    """Side of the square views and of the evaluated images, in pixels."""
-    channels: int = Field(default=3, ge=1, le=64)
-    """Of the images. 3: red green blue, made of grey, CMYK, palette; other numbers take the files' channels as they are (TIFF, PNG)."""
-    order: Literal["shuffle", "shards", "window"] = "shuffle"
-    """`shuffle`: each epoch is a permutation of all images; `shards`: the images of `shuffle_block` tar or parquet files at a time, for
-    storage that is slow at random reads; `window`: a window of `window` images moves by `stride` (PIC): an image comes back soon."""
-    shuffle_block: int = Field(default=16, ge=1, le=100_000)
-    """Files whose images are shuffled together, with order shards."""
-    window: int = Field(default=131_072, ge=2, le=100_000_000)
-    """Images in the window, each seen once in it; with order window. PIC: 131072."""
-    stride: int = Field(default=16_384, ge=1, le=100_000_000)
-    """Images by which the window moves; an image is seen window / stride times before it rests. PIC: 16384."""
-    num_workers: int | None = Field(default=None, ge=0, le=64)
-    """Loader processes per rank; 0 decodes in the training process. Default: 0 on CPUs, on GPUs the cores that a rank has, less one."""
-    read_timeout_seconds: float = Field(default=60.0, gt=0.0, le=3600.0)
-    """A read that takes longer counts as an image that cannot be read."""
-    max_bad_share: Fraction = 0.01
-    """The run ends when more than this share of what it has read, and more than 10 images, could not be read or decoded. Until then
-    others take their place."""
-    cache_gib: float = Field(default=10.0, ge=0.0, le=1_000_000.0)
-    """Most disk space, on each machine, for what was fetched from a URL (folder MILLIONWAY_CACHE_DIR, else the system's temporary one)."""
-    mean: tuple[Fraction, ...] = (0.485, 0.456, 0.406)
-    """Mean per channel (red, green, blue) on the scale 0 to 1; exported with the weights; one for all, or one for each channel. Default:
-    ImageNet's, for other numbers of channels 0.5."""
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    """Standard deviation per channel on the scale 0 to 1; as `mean`. Default: ImageNet's, for other numbers of channels 0.25."""
-
-    @field_validator("std")
-    @classmethod
-    def _positive(cls, std: tuple[float, ...]) -> tuple[float, ...]:
-        if std and min(std) <= 0:
-            raise ValueError(f"std is {list(std)}: every channel must be greater than 0")
-        return std
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_of_channels(cls, document: Any) -> Any:
-        channels = document.get("channels", 3) if isinstance(document, dict) else 3
-        if isinstance(channels, int) and channels != 3 and 0 < channels <= 64:
-            document = {"mean": [0.5], "std": [0.25]} | document
-        return document
-
-    @model_validator(mode="after")
-    def _fits_channels(self) -> Data:
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if len(values) == 1:
-                object.__setattr__(self, name, values * self.channels)
-            elif len(values) != self.channels:
-                raise ValueError(f"{name} has {len(values)} values with {self.channels} channels: give one for each, or one for all")
-        if self.stride > self.window:
-            raise ValueError(
-                f"stride is {self.stride}, longer than the window of {self.window}: images between windows would never be seen"
-            )
-        return self
+from service.section import Section
 
 
 class Backbone(Section):
@@ -169,49 +83,6 @@ class Classifier(Section):
     chunk_size: int | None = Field(default=None, ge=16, le=1_048_576)
     """Classes whose scores are held at a time. Default: what suits the device's caches (on a CPU 4096). The Triton kernels take at
     most 65,536."""
-
-
-class Augmentation(Section):
-    """How a view is made of an image (paper: random crop, colour jitter, Gaussian blur, after MoCo v2; numbers are MoCo v2's)."""
-
-    views_per_image: int = Field(default=1, ge=1, le=8)
-    """Views of each image in a batch; all share the image's class. Our choice: 1."""
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Smallest and largest area of the crop, as a fraction of the image's."""
-    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
-    """Smallest and largest width / height of the crop."""
-    horizontal_flip: Fraction = 0.5
-    """Probability of a left-right flip."""
-    vertical_flip: Fraction = 0.0
-    """Probability of an upside-down flip; 0.5 suits satellite and microscope images."""
-    jitter: Fraction = 0.8
-    """Probability of the colour jitter."""
-    brightness: float = Field(default=0.4, ge=0.0, le=1.0)
-    """Brightness is multiplied by a number drawn from 1 - x to 1 + x."""
-    contrast: float = Field(default=0.4, ge=0.0, le=1.0)
-    """As brightness, for contrast."""
-    saturation: float = Field(default=0.4, ge=0.0, le=1.0)
-    """As brightness, for saturation."""
-    hue: float = Field(default=0.1, ge=0.0, le=0.5)
-    """The hue is turned by at most this fraction of the colour circle."""
-    grayscale: Fraction = 0.2
-    """Probability of dropping the colours."""
-    blur: Fraction = 0.5
-    """Probability of the Gaussian blur."""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Smallest and largest standard deviation of the blur, in pixels of the view."""
-    solarize: Fraction = 0.0
-    """Probability of inverting all values from 128 on (BYOL, Grill et al., NeurIPS 2020: 0.2 for one of two views). MoCo v2 has none."""
-
-    @model_validator(mode="after")
-    def _pairs(self) -> Augmentation:
-        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-            pair = _ordered(name, getattr(self, name))
-            if pair[0] <= 0:
-                raise ValueError(f"{name} starts at {pair[0]}: it must be greater than 0")
-        if self.crop_scale[1] > 1:
-            raise ValueError(f"crop_scale ends at {self.crop_scale[1]}: a crop is at most the whole image, 1.0")
-        return self
 
 
 class Optimizer(Section):

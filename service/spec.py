@@ -16,21 +16,20 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from service.data_sections import Augmentation, Data
 from service.errors import FieldError, InvalidSpec
 from service.presets import PRESETS
+from service.section import Section
 from service.sections import (
-    Augmentation,
     Backbone,
     Checkpoints,
     Classifier,
-    Data,
     Evaluation,
     Optimizer,
     Projector,
     Resources,
     Retries,
     Schedule,
-    Section,
 )
 from service.spec_errors import field_errors
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from service.spec import RunSpec
 from trainer.classifier.shard import all_gather
-from trainer.data.loader import Bad, Batch
+from trainer.data.loader import Batch
 from trainer.data.quarantine import Quarantine
+from trainer.data.views import Bad
 from trainer.errors import BadData, NonFiniteLoss
 from trainer.process import Process
 from trainer.schedule import Plan

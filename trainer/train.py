@@ -19,7 +19,7 @@ from trainer.checkpoint_files import old_checkpoints, read_pins, record_knn, rem
 from trainer.classifier import build_classifier
 from trainer.classifier.similarity import keeps_hardest, refresh_hardest
 from trainer.data.images import prepare_images
-from trainer.data.loader import ViewLoader, normalise
+from trainer.data.loader import ViewLoader, model_input
 from trainer.data.quarantine import Quarantine
 from trainer.encoder import build_encoder
 from trainer.engine import average_buffers, build_engine, full_state, set_learning_rates
@@ -122,7 +122,8 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
     optimizer = spec.optimizer
     classifier_rate = optimizer.classifier_learning_rate or optimizer.learning_rate
     meter = Meter(plan, start_step, spec, process, Quarantine(run_dir.quarantine, images.index) if process.is_first else None)
-    batches = iter(ViewLoader(images, spec, process.rank, process.world_size, start_step, process.num_loaders(spec)))
+    on_gpu, num_loaders = process.device.type == "cuda", process.num_loaders(spec)
+    batches = iter(ViewLoader(images, spec, process.rank, process.world_size, start_step, num_loaders, colours_on_device=on_gpu))
     enter("training")
     encoder.train()
     for step in range(start_step + 1, plan.num_steps + 1):  # `step` counts the steps done once this one is
@@ -138,10 +139,9 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
         factor = learning_rate_factor(plan, step - 1)
         set_learning_rates(engine, factor * optimizer.learning_rate, factor * classifier_rate)
         loss = torch.zeros((), device=process.device)
-        for pixels, classes in batch.parts(optimizer.gradient_accumulation_steps):
+        for pixels, colours, classes in batch.parts(optimizer.gradient_accumulation_steps):
             with meter.forward():
-                views = normalise(pixels.to(process.device, non_blocking=True), spec.data.mean, spec.data.std).to(dtype)
-                features = engine(views)
+                features = engine(model_input(pixels, colours, spec, process.device, dtype))
             part_loss = classifier(features, classes.to(process.device, non_blocking=True))
             engine.backward(part_loss)  # divides by the number of parts
             engine.step()  # after the last part

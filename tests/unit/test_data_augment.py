@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from service.sections import Augmentation
+from service.data_sections import Augmentation
 from tests.images import noise
 from trainer.data.augment import (
     apply_colours,

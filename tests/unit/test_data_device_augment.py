@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from service.sections import Augmentation
+from service.data_sections import Augmentation
 from tests.images import noise
 from trainer.data import device_augment
 from trainer.data.augment import Colours, apply_colours, colours_as_array, draw_colours, view_draws, view_rng

@@ -50,10 +50,10 @@ def sample(mode: str) -> Image.Image:
 
 
 HEADERS = [
-    (saved(sample("RGB"), "JPEG"), Header("jpeg", 3, 8)),
-    (saved(sample("L"), "JPEG", progressive=True), Header("jpeg", 1, 8)),
-    (saved(sample("CMYK"), "JPEG"), Header("jpeg", 4, 8)),
-    (saved(sample("RGB"), "JPEG", exif=sideways()), Header("jpeg", 3, 8, 6)),
+    (saved(sample("RGB"), "JPEG"), Header("jpeg", 3, 8, 0, 20, 30)),
+    (saved(sample("L"), "JPEG", progressive=True), Header("jpeg", 1, 8, 0, 20, 30)),
+    (saved(sample("CMYK"), "JPEG"), Header("jpeg", 4, 8, 0, 20, 30)),
+    (saved(sample("RGB"), "JPEG", exif=sideways()), Header("jpeg", 3, 8, 6, 20, 30)),
     (saved(sample("RGBA"), "PNG"), Header("png", 4, 8)),
     (saved(sample("LA"), "PNG"), Header("png", 2, 8)),
     (saved(sample("P"), "PNG"), Header("png", 3, 8)),

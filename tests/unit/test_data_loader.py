@@ -8,17 +8,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from service.spec import RunSpec
-from tests.images import color_folder, indexed, noise_folder, plain_color
-from trainer.data import loader
+from tests.images import color_folder, indexed, noise, noise_folder, plain_color
+from trainer.data import loader, views
+from trainer.data.augment import augment, view_rng
 from trainer.data.images import Images
-from trainer.data.loader import Batch, ViewLoader, iterate_images, normalise
-from trainer.data.reader import Reader
+from trainer.data.loader import Batch, ViewLoader, iterate_images, model_input, normalise
+from trainer.data.reader import Reader, read_pixels
+from trainer.data.views import NUM_SPARES
 
 PLAIN = {"crop_scale": (1.0, 1.0), "horizontal_flip": 0.0, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
 
@@ -122,7 +125,7 @@ def test_where_no_other_image_can_be_read_a_grey_one_stands(tmp_path: Path) -> N
     batch = first_batches(spec, 1)[0]
     assert batch.images.shape == (8, 3, 16, 16)
     assert batch.images.unique().tolist() == [128]
-    assert len(batch.bad) == 8 * (1 + loader.NUM_SPARES)
+    assert len(batch.bad) == 8 * (1 + NUM_SPARES)
 
 
 def test_duplicates_come_with_the_class_that_they_share(tmp_path: Path) -> None:
@@ -131,6 +134,45 @@ def test_duplicates_come_with_the_class_that_they_share(tmp_path: Path) -> None:
     batch = next(iter(ViewLoader(images, make_spec(tmp_path, batch_size=16, **PLAIN), 0, 1, 0)))
     color_of = {plain_color(i): i // 2 for i in range(16)}
     assert [color_of[tuple(view[:, 8, 8].tolist())] for view in batch.images] == batch.classes.tolist()
+
+
+def photographs(root: Path, number: int) -> Path:
+    """Smooth JPEG files of 400 x 500 pixels."""
+    root.mkdir(exist_ok=True)
+    for i in range(number):
+        pixels = cv2.GaussianBlur(noise(i, 400, 500), (0, 0), 12)
+        pixels = cv2.normalize(pixels, None, 0, 255, cv2.NORM_MINMAX)
+        assert cv2.imwrite(str(root / f"{i}.jpg"), pixels)
+    return root
+
+
+def test_a_large_photograph_is_decoded_at_the_part_of_its_size_that_its_crops_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its views are those of the whole one, but for half a pixel that the crop is off, and the same in another process."""
+    reduced: list[int] = []
+    decode = views.decode
+    monkeypatch.setattr(views, "decode", lambda data, channels, reduce: reduced.append(reduce) or decode(data, channels, reduce))
+    spec = make_spec(photographs(tmp_path, 8), blur=0.0, jitter=0.0, views_per_image=2)
+    batch = first_batches(spec, 1)[0]
+    assert max(reduced) == 8
+    assert_same(first_batches(make_spec(tmp_path, num_workers=1, blur=0.0, jitter=0.0, views_per_image=2), 1), [batch])
+    reader = Reader(indexed(tmp_path).index)
+    for n, (view, instance) in enumerate(zip(batch.images, batch.classes.tolist(), strict=True)):
+        whole = augment(read_pixels(reader, instance), spec.augmentation, 16, view_rng(0, 0, instance, n % 2))
+        assert np.corrcoef(view.permute(1, 2, 0).flatten(), whole.ravel())[0, 1] > 0.9
+
+
+def test_colours_left_to_the_device_give_the_same_views(tmp_path: Path) -> None:
+    """To within 2 grey levels of 255 in 99 % of the pixels, part by part of the batch."""
+    spec = make_spec(photographs(tmp_path, 8), solarize=0.5)
+    images = indexed(tmp_path)
+    here = next(iter(ViewLoader(images, spec, 0, 1, 0)))
+    later = next(iter(ViewLoader(images, spec, 0, 1, 0, colours_on_device=True)))
+    assert not torch.equal(here.images, later.images)
+    for (pixels, none, _), (crops, colours, _) in zip(here.parts(3), later.parts(3), strict=True):
+        expected = model_input(pixels, none, spec, torch.device("cpu"), torch.float32)
+        found = model_input(crops, colours, spec, torch.device("cpu"), torch.float32)
+        grey_levels = (found - expected).abs() * 255 * torch.tensor(spec.data.std)[:, None, None]
+        assert (grey_levels < 2.01).float().mean() > 0.99
 
 
 def test_decoded_images_are_kept_only_where_all_may_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from service.sections import Augmentation
+from service.data_sections import Augmentation
 
 _CROP_TRIES = 10
 _AREA_CHANNELS = 4
@@ -110,7 +110,10 @@ def draw_geometry(spec: Augmentation, height: int, width: int, draws: Iterator[f
 
 def apply_geometry(image: np.ndarray, cut: Geometry, size: int) -> np.ndarray:
     """[size, size, C] uint8. May share the image's memory."""
-    view = _resize(image[cut.top : cut.top + cut.height, cut.left : cut.left + cut.width], size, size, cv2.INTER_LINEAR)
+    cropped = image[cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]
+    # Up to half its size, linear interpolation skips no pixel: a third of the time of averaging over areas.
+    shrinks_little = cut.height <= 2 * size and cut.width <= 2 * size
+    view = _resize(cropped, size, size, cv2.INTER_LINEAR, cv2.INTER_LINEAR if shrinks_little else cv2.INTER_AREA)
     if cut.flips_left_right:
         view = _like(cv2.flip(view, 1), view)
     if cut.flips_upside_down:
@@ -194,13 +197,13 @@ def _like(changed: np.ndarray, view: np.ndarray) -> np.ndarray:
     return changed if changed.ndim == view.ndim else changed[..., None]
 
 
-def _resize(image: np.ndarray, width: int, height: int, enlarging: int) -> np.ndarray:
+def _resize(image: np.ndarray, width: int, height: int, enlarging: int, shrinking: int = cv2.INTER_AREA) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
     if width >= image.shape[1] or height >= image.shape[0]:
         return _like(cv2.resize(image, (width, height), interpolation=enlarging), image)
     parts = [image] if image.shape[2] <= _AREA_CHANNELS else np.split(image, range(_AREA_CHANNELS, image.shape[2], _AREA_CHANNELS), axis=2)
-    resized = [_like(cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA), image) for part in parts]
+    resized = [_like(cv2.resize(part, (width, height), interpolation=shrinking), image) for part in parts]
     return resized[0] if len(resized) == 1 else np.concatenate(resized, axis=2)
 
 

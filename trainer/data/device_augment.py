@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from service.sections import Augmentation
+from service.data_sections import Augmentation
 from trainer.data.augment import BLUR_SIGMA, GRAYSCALE, HUE, NUM_COLUMNS, SLOTS_AFTER_HUE, SLOTS_BEFORE_HUE, SOLARIZE
 
 LUMA = (0.299, 0.587, 0.114)

@@ -18,6 +18,9 @@ class Header(NamedTuple):
     """Bits of a channel."""
     orientation: int = 0
     """EXIF's: 1 is upright, 2 to 8 are mirrored or turned."""
+    height: int = 0
+    """As stored, before it is turned; this and the next of JPEG files alone."""
+    width: int = 0
 
 
 def read_header(data: bytes) -> Header:
@@ -48,7 +51,7 @@ def _careful(name: str, read: object, data: bytes) -> Header:
         return Header(name)
 
 
-def _jpeg(data: bytes) -> tuple[int, int, int]:
+def _jpeg(data: bytes) -> tuple[int, int, int, int, int]:
     at, orientation = 2, 0
     while data[at] == 0xFF:
         marker = data[at + 1]
@@ -56,12 +59,12 @@ def _jpeg(data: bytes) -> tuple[int, int, int]:
             at += 1
             continue
         if marker in range(0xC0, 0xD0) and marker not in (0xC4, 0xC8, 0xCC):  # a start of frame
-            return data[at + 9], data[at + 4], orientation
+            return data[at + 9], data[at + 4], orientation, *struct.unpack_from(">HH", data, at + 5)
         (length,) = struct.unpack_from(">H", data, at + 2)
         if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
             orientation = _exif(data[at + 10 : at + 2 + length])
         at += 2 + length
-    return 0, 0, orientation
+    return 0, 0, orientation, 0, 0
 
 
 def _png(data: bytes) -> tuple[int, int, int]:

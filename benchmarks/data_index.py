@@ -1,0 +1,275 @@
+"""The index of up to a million images, from the files' names to the first batch.
+
+    python -m benchmarks.data_index [--files N] [--folders M] [--layouts flat,nested,tar] [--directory DIR] [--json FILE]
+
+For a tenth, three tenths and all of N files, each measurement in a fresh process, one after another:
+
+    list          os.scandir over the tree and nothing else: the file system's own time
+    index         the command `millionway index`, from its start to its end; its peak of resident memory; bytes of index per image
+    again         the same command with nothing new; with ADDED files more
+    open          index_images() of a run that finds the folder's own index up to date
+    batch         from there to the first batch (256 images of 32 x 32), with no and with two loader processes, which start meanwhile
+    loader        the larger of two loader processes after BATCHES batches: USS is its own alone, PSS has its share of what others map too
+
+The files are hard links to a few small JPEG and PNG files: an index looks at no file's contents, so it costs the same for real ones.
+`flat` has them in one folder, `nested` in M, which become labels; `tar` is one tar file of at most MOST_MEMBERS members. Listings come from
+the page cache. What ten million take follows from the slope between the last two sizes, and is marked as such. Run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+LAYOUTS = ("flat", "nested", "tar")
+ADDED = 1000
+BATCH, SIZE, BATCHES = 256, 32, 40
+MOST_LINKS = 60_000
+"""Of one file: ext4 takes 65,000."""
+MOST_MEMBERS = 100_000
+SETTLE_SECONDS = 2.5
+"""A folder that has just changed is listed anew by the next run: an index is not trusted before a folder's clock has moved on."""
+FAR = 10_000_000
+COLUMNS = {
+    "list_seconds": ("list s", ".2f"),
+    "index_seconds": ("index s", ".1f"),
+    "index_peak_bytes": ("peak MB", "MB"),
+    "index_bytes_per_image": ("B/image", ".1f"),
+    "again_seconds": ("again s", ".1f"),
+    "again_peak_bytes": ("peak MB", "MB"),
+    "added_seconds": (f"+{ADDED} s", ".1f"),
+    "open_seconds": ("open s", ".2f"),
+    "batch_0_seconds": ("batch s, 0", ".2f"),
+    "batch_2_seconds": ("2 loaders", ".2f"),
+    "loader_uss_bytes": ("USS MB", "MB"),
+    "loader_pss_bytes": ("PSS MB", "MB"),
+    "loader_rss_bytes": ("RSS MB", "MB"),
+}
+"""Measurements that a row has: their heading, and their format."""
+GROWING = ("list_seconds", "index_seconds", "index_peak_bytes", "again_seconds", "again_peak_bytes", "added_seconds", "open_seconds")
+
+
+class Tree:
+    """Links in one folder or in `num_folders`; it grows, and is a source of images at each size."""
+
+    def __init__(self, root: Path, num_folders: int) -> None:
+        self.root, self._num_folders = root, num_folders
+        self._size, self._originals = 0, root.with_name(f"{root.name}-originals")
+        self._originals.mkdir()
+        for i in range(num_folders) if num_folders else ():
+            (root / f"class-{i:05d}").mkdir(parents=True)
+        root.mkdir(exist_ok=True)
+
+    def grow(self, size: int) -> None:
+        begun = self._size
+        for i in range(begun, size):
+            suffix = ".png" if i // MOST_LINKS % 2 else ".jpg"
+            if i % MOST_LINKS == 0:
+                original = self._originals / f"{i}{suffix}"
+                original.write_bytes(encoded(i, suffix))
+            original = self._originals / f"{i // MOST_LINKS * MOST_LINKS}{suffix}"
+            folder = f"class-{i % self._num_folders:05d}/" if self._num_folders else ""
+            os.link(original, f"{self.root}/{folder}image-{i:09d}{suffix}")
+        self._size = size
+        time.sleep(SETTLE_SECONDS)
+
+
+class Tar:
+    """One tar file of `num_members` images."""
+
+    def __init__(self, root: Path, num_members: int) -> None:
+        self.root = root
+        data = encoded(0, ".jpg")
+        with tarfile.open(root, "w") as tar:
+            for i in range(num_members):
+                info = tarfile.TarInfo(f"image-{i:09d}.jpg")
+                info.size = len(data)
+                tar.addfile(info, BytesIO(data))
+        time.sleep(SETTLE_SECONDS)
+
+
+def encoded(seed: int, suffix: str) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    return cv2.imencode(suffix, pixels)[1].tobytes()
+
+
+def list_tree(root: str) -> dict[str, Any]:
+    begun, num, pending = time.perf_counter(), 0, [root]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    pending.append(entry.path)
+                else:
+                    num += 1
+    return {"seconds": time.perf_counter() - begun, "files": num}
+
+
+def first_batches(root: str, num_workers: int) -> dict[str, Any]:
+    """In a fresh process: what a rank does between its imports and its first step, and then the memory of its loader processes."""
+    import torch
+
+    from service.spec import RunSpec
+    from trainer.data import loader
+    from trainer.data.images import index_images
+
+    torch.set_num_threads(1)
+    loader.DECODED_BYTES = 0  # what is kept of decoded images is bounded by that; here it would hide what an index costs
+    spec = RunSpec.model_validate(
+        {"data": {"path": root, "image_size": SIZE}, "optimizer": {"global_batch_size": BATCH}, "schedule": {"epochs": 1}}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        images = index_images(root, Path(folder) / "index")
+        opened = time.perf_counter()
+        batches = iter(loader.ViewLoader(images, spec, 0, 1, 0, num_workers))
+        assert not next(batches).bad
+        found: dict[str, Any] = {"images": len(images), "open_seconds": opened - begun, "batch_seconds": time.perf_counter() - opened}
+        if num_workers:
+            for _ in range(BATCHES):
+                assert not next(batches).bad
+            found |= loader_memory()
+    return found
+
+
+def loader_memory() -> dict[str, int]:
+    """Bytes of the larger of this process's loader processes."""
+    children = (int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split())
+    loaders = [memory_of(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return {f"loader_{name}_bytes": max(loader[name] for loader in loaders) for name in loaders[0]}
+
+
+def memory_of(pid: int) -> dict[str, int]:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    field = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines}
+    return {
+        "uss": field["Private_Clean"] + field["Private_Dirty"],
+        "pss": field["Pss"],
+        "rss": field["Rss"],
+        "anonymous": field["Anonymous"],
+    }
+
+
+def in_child(task: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.data_index", "--child", json.dumps(task)]
+    child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={"OMP_NUM_THREADS": "1"} | os.environ)
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def command_index(root: Path) -> tuple[float, int]:
+    """Seconds and peak of resident memory, in bytes, of `millionway index`."""
+    begun = time.perf_counter()
+    command = [sys.executable, "-c", "from deploy.cli import app; app()", "index", str(root)]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0, f"`millionway index {root}` ended with {child.returncode}"
+    return time.perf_counter() - begun, usage.ru_maxrss * 1024
+
+
+def measure(layout: str, source: Tree | Tar, size: int) -> dict[str, Any]:
+    """One row. Leaves ADDED more images in a tree, and no index."""
+    root = source.root
+    index = root / ".millionway-index" if root.is_dir() else root.with_name(f".{root.name}.millionway-index")
+    row: dict[str, Any] = {"name": layout, "images": size}
+    if root.is_dir():
+        listed = in_child({"what": "list", "root": str(root)})
+        assert listed["files"] == size
+        row["list_seconds"] = listed["seconds"]
+    row["index_seconds"], row["index_peak_bytes"] = command_index(root)
+    row["index_bytes_per_image"] = sum(file.stat().st_size for file in index.iterdir()) / size
+    time.sleep(SETTLE_SECONDS)  # writing the index has changed the folder
+    row["again_seconds"], row["again_peak_bytes"] = command_index(root)
+    assert (index / "watched.json").exists(), "the index would not be taken for up to date"
+    for num_workers in (0, 2):
+        found = in_child({"what": "batch", "root": str(root), "num_workers": num_workers})
+        assert found.pop("images") == size
+        row[f"batch_{num_workers}_seconds"] = found.pop("batch_seconds")
+        row |= found
+    if isinstance(source, Tree):
+        source.grow(size + ADDED)
+        row["added_seconds"], _ = command_index(root)
+        assert json.loads((index / "index.json").read_text())["num_images"] == size + ADDED
+    shutil.rmtree(index)
+    return row
+
+
+def extrapolated(rows: list[dict[str, Any]], images: int) -> dict[str, Any]:
+    """A line through the last two rows: their names alone grow with the images."""
+    (before, last), found = rows[-2:], {"name": rows[-1]["name"], "images": images, "extrapolated": True}
+    for name in GROWING:
+        if name in last:
+            slope = (last[name] - before[name]) / (last["images"] - before["images"])
+            found[name] = last[name] + slope * (images - last["images"])
+    return found
+
+
+class Table:
+    """Printed row by row as they come; the JSON is written with each."""
+
+    def __init__(self, about: dict[str, Any], file: Path | None) -> None:
+        self.rows, self._about, self._file = list[dict[str, Any]](), about, file
+        print(f"{'':8}{'images':>12}" + "".join(f"{heading:>{len(heading) + 3}}" for heading, _ in COLUMNS.values()), flush=True)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()} | self._about)
+        line = f"{row['name']:8}{('~' if 'extrapolated' in row else '') + format(row['images'], ','):>12}"
+        for name, (heading, form) in COLUMNS.items():
+            value = row.get(name)
+            text = "-" if value is None else f"{value / 1e6:,.0f}" if form == "MB" else format(value, form)
+            line += f"{text:>{len(heading) + 3}}"
+        print(line, flush=True)
+        if self._file:
+            self._file.write_text(json.dumps(self.rows, indent=1) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=1_000_000)
+    parser.add_argument("--folders", type=int, default=1000, help="of the nested tree")
+    parser.add_argument("--layouts", default=",".join(LAYOUTS), help="separated by commas")
+    parser.add_argument("--directory", type=Path, help="where the files are made, and removed afterwards; default: for temporary files")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if args.child:
+        task = json.loads(args.child)
+        print(json.dumps(list_tree(task["root"]) if task["what"] == "list" else first_batches(task["root"], task["num_workers"])))
+        return
+    sizes = sorted({args.files // 10, args.files * 3 // 10, args.files})
+    assert all(after - before > ADDED for before, after in pairwise(sizes)), "too few files: each size is to have more than is added"
+    load, date = os.getloadavg()[0], datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+    table = Table({"cores": len(os.sched_getaffinity(0)), "load": round(load, 1), "date": date}, args.json)
+    for layout in args.layouts.split(","):
+        with tempfile.TemporaryDirectory(dir=args.directory) as folder:
+            if layout == "tar":
+                members = min(args.files, MOST_MEMBERS)
+                table.add(measure(layout, Tar(Path(folder) / "images.tar", members), members))
+                continue
+            tree = Tree(Path(folder) / layout, args.folders if layout == "nested" else 0)
+            rows = []
+            for size in sizes:
+                tree.grow(size)
+                rows.append(measure(layout, tree, size))
+                table.add(rows[-1])
+            table.add(extrapolated(rows, FAR))
+    print(f"\n~: from the slope between the two sizes before it. {len(os.sched_getaffinity(0))} cores; load before: {load:.1f}; {date}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""What a loader process does: bytes, pixels, views."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from service.spec import RunSpec
+from trainer.data.augment import (
+    Colours,
+    Geometry,
+    apply_colours,
+    apply_geometry,
+    colours_as_array,
+    draw_colours,
+    draw_geometry,
+    evaluation_view,
+    view_draws,
+    view_rng,
+)
+from trainer.data.decode import Unreadable, decode
+from trainer.data.headers import read_header
+from trainer.data.index import Index
+from trainer.data.reader import Reader
+from trainer.data.reading import ReadAhead
+
+NUM_SPARES = 4
+"""Other images that are tried in the place of one that cannot be read; after them a grey one stands for it."""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """An image that could not be used."""
+
+    row: int
+    """Of the index."""
+    cause: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a loader process needs to know about a batch of n images."""
+
+    instances: np.ndarray
+    rows: np.ndarray
+    passes: np.ndarray | None = None
+    """[n], the pass over the images that each view belongs to."""
+    spare_instances: np.ndarray | None = None
+    """[n, NUM_SPARES]"""
+    spare_rows: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """The answer to a task."""
+
+    pixels: Tensor
+    instances: np.ndarray
+    """Those of the task, but for replaced images."""
+    bad: list[Bad]
+    read_seconds: float
+    seconds: float
+    colours: Tensor | None = None
+
+
+class Decoder:
+    """Pixels of the rows of an index. Pickles; opens the files where it is used."""
+
+    def __init__(self, index: Index, spec: RunSpec, decoded_bytes: int = 0) -> None:
+        """`decoded_bytes`: how much memory decoded images may take; what they take is given back once not all fit."""
+        self.index, self.spec = index, spec
+        self.room = decoded_bytes
+        self.decoded: dict[int, np.ndarray] | None = {} if decoded_bytes else None
+        self.read_seconds = 0.0
+        self._ahead: ReadAhead | None = None
+
+    def encoded(self, rows: Sequence[int] | np.ndarray) -> Iterator[bytes | np.ndarray | Unreadable]:
+        """The bytes of each row in order, or its pixels [H, W, C] where they were kept."""
+        if self._ahead is None:
+            data = self.spec.data
+            self._ahead = ReadAhead(Reader(self.index, round(data.cache_gib * 2**30)), data.read_timeout_seconds)
+        wanted = [int(row) for row in rows]
+        decoded = self.decoded if self.decoded is not None else {}
+        arriving = self._ahead.read([row for row in wanted if row not in decoded])
+        for row in wanted:
+            if (image := decoded.get(row)) is not None:
+                yield image
+                continue
+            begun = time.perf_counter()
+            found = next(arriving)
+            self.read_seconds += time.perf_counter() - begun
+            yield found
+
+    def pixels(self, row: int, found: bytes | np.ndarray | Unreadable, reduce: int = 1) -> np.ndarray:
+        """[H, W, C]. Raises Unreadable."""
+        if isinstance(found, Unreadable):
+            raise found
+        if isinstance(found, np.ndarray):
+            return found
+        image = decode(found, self.spec.data.channels, reduce)
+        # One that may be wanted at a part of its size is not kept: whether it still is would change its views.
+        if self.decoded is not None and min(image.shape[:2]) < 2 * self.spec.data.image_size and reduce == 1:
+            self.room -= image.nbytes
+            if self.room < 0:
+                self.decoded = None  # what fits only in part gains little and holds the memory
+            else:
+                self.decoded[row] = image
+        return image
+
+
+class Views(Dataset[Made]):
+    """Augmented views of a task's images."""
+
+    def __init__(self, index: Index, spec: RunSpec, decoded_bytes: int, *, colours_on_device: bool) -> None:
+        self.spec, self.colours_on_device = spec, colours_on_device
+        self.decoder = Decoder(index, spec, decoded_bytes)
+
+    def __getitem__(self, task: Task) -> Made:
+        begun, read_before = time.perf_counter(), self.decoder.read_seconds
+        size, num_views = self.spec.data.image_size, self.spec.augmentation.views_per_image
+        views = np.empty((len(task.rows), num_views, size, size, self.spec.data.channels), np.uint8)
+        instances, bad, colours = task.instances.copy(), [], []
+        assert task.passes is not None
+        for i, found in enumerate(self.decoder.encoded(task.rows)):
+            try:
+                colours += self._views(int(task.rows[i]), found, int(instances[i]), int(task.passes[i]), views[i])
+            except Unreadable as error:
+                bad.append(Bad(int(task.rows[i]), error.cause, str(error)))
+                instances[i], made = self._of_a_spare(task, i, views[i], bad)
+                colours += made
+        later = torch.from_numpy(colours_as_array(colours)) if self.colours_on_device else None
+        read_seconds, seconds = self.decoder.read_seconds - read_before, time.perf_counter() - begun
+        return Made(_as_tensor(views.reshape(-1, *views.shape[2:])), instances, bad, read_seconds, seconds, later)
+
+    def _views(self, row: int, found: bytes | np.ndarray | Unreadable, instance: int, epoch: int, out: np.ndarray) -> list[Colours]:
+        """Write an image's views into `out` [V, S, S, C]; returns what is yet to be done to their colours. Raises Unreadable."""
+        spec, size, channels = self.spec.augmentation, self.spec.data.image_size, self.spec.data.channels
+        draws = [view_draws(view_rng(self.spec.seed, epoch, instance, view)) for view in range(len(out))]
+        shape = _stored_shape(found) if channels == 3 else None
+        cuts: list[Geometry] = []
+        reduce = 1
+        if shape is not None and min(shape) >= 2 * size:
+            cuts = [draw_geometry(spec, *shape, of_view) for of_view in draws]
+            reduce = max(part for part in (1, 2, 4, 8) if all(min(cut.height, cut.width) >= part * size for cut in cuts) or part == 1)
+        image = self.decoder.pixels(row, found, reduce)
+        if not cuts:
+            cuts = [draw_geometry(spec, *image.shape[:2], of_view) for of_view in draws]
+        elif reduce > 1:
+            cuts = [_scaled(cut, reduce, image) for cut in cuts]
+        colours = []
+        for view, (cut, of_view) in enumerate(zip(cuts, draws, strict=True)):
+            cropped, drawn = apply_geometry(image, cut, size), draw_colours(spec, of_view, channels)
+            out[view] = cropped if self.colours_on_device else apply_colours(cropped, drawn)
+            colours.append(drawn)
+        return colours
+
+    def _of_a_spare(self, task: Task, i: int, out: np.ndarray, bad: list[Bad]) -> tuple[int, list[Colours]]:
+        """Views of the first of the spare images that can be read, and its instance; of a grey one of the image's own where none can."""
+        assert task.passes is not None
+        assert task.spare_rows is not None
+        assert task.spare_instances is not None
+        for instance, row in zip(task.spare_instances[i].tolist(), task.spare_rows[i].tolist(), strict=True):
+            try:
+                return instance, self._views(row, next(iter(self.decoder.encoded([row]))), instance, int(task.passes[i]), out)
+            except Unreadable as error:
+                bad.append(Bad(row, error.cause, str(error)))
+        out[:] = 128
+        return int(task.instances[i]), [Colours()] * len(out)
+
+
+class EvaluationViews(Dataset[Made]):
+    """Evaluation views of a task's images."""
+
+    def __init__(self, index: Index, spec: RunSpec, size: int) -> None:
+        self.spec, self.size = spec, size
+        self.decoder = Decoder(index, spec)
+
+    def __getitem__(self, task: Task) -> Made:
+        begun, bad = time.perf_counter(), []
+        views = np.full((len(task.rows), self.size, self.size, self.spec.data.channels), 128, np.uint8)
+        for i, found in enumerate(self.decoder.encoded(task.rows)):
+            try:
+                views[i] = evaluation_view(self.decoder.pixels(int(task.rows[i]), found), self.size)
+            except Unreadable as error:
+                bad.append(Bad(int(task.rows[i]), error.cause, str(error)))
+        return Made(_as_tensor(views), task.instances, bad, self.decoder.read_seconds, time.perf_counter() - begun)
+
+
+def _stored_shape(found: bytes | np.ndarray | Unreadable) -> tuple[int, int] | None:
+    """Height and width of a JPEG that stands upright, before it is decoded."""
+    if not isinstance(found, bytes):
+        return None
+    header = read_header(found)
+    return (header.height, header.width) if header.height and header.width and header.orientation <= 1 else None
+
+
+def _scaled(cut: Geometry, reduce: int, image: np.ndarray) -> Geometry:
+    """The same part of the image that was decoded at a part of its size."""
+    height, width = round(cut.height / reduce), round(cut.width / reduce)
+    top, left = min(round(cut.top / reduce), image.shape[0] - height), min(round(cut.left / reduce), image.shape[1] - width)
+    return Geometry(top, left, height, width, cut.flips_left_right, cut.flips_upside_down)
+
+
+def _as_tensor(views: np.ndarray) -> Tensor:
+    """[n, H, W, C] as a [n, C, H, W] tensor over the same memory: channels last, no copy."""
+    return torch.from_numpy(views).permute(0, 3, 1, 2)
