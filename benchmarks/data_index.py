@@ -5,10 +5,12 @@
 For a tenth, three tenths and all of N files, each measurement in a fresh process, one after another:
 
     list          os.scandir over the tree and nothing else: the file system's own time
-    index         the command `millionway index`, from its start to its end; its peak of resident memory; bytes of index per image
+    index         the command `millionway index`, from its start to its end; of that the processor's time, which other programs disturb
+                  least; its peak of resident memory; bytes of index per image
     again         the same command with nothing new; with ADDED files more
     open          index_images() of a run that finds the folder's own index up to date
-    batch         from there to the first batch (256 images of 32 x 32), with no and with two loader processes, which start meanwhile
+    batch         from there to the first batch (256 images of 32 x 32), with no and with two loader processes, which start meanwhile and
+                  import torch; the median of REPEATS processes, as all that follows
     loader        the larger of two loader processes after BATCHES batches: USS is its own alone, PSS has its share of what others map too
 
 The files are hard links to a few small JPEG and PNG files: an index looks at no file's contents, so it costs the same for real ones.
@@ -25,87 +27,49 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import cv2
-import numpy as np
+from benchmarks.data_index_files import SETTLE_SECONDS, SIZE, Tar, Tree
 
 LAYOUTS = ("flat", "nested", "tar")
 ADDED = 1000
-BATCH, SIZE, BATCHES = 256, 32, 40
-MOST_LINKS = 60_000
-"""Of one file: ext4 takes 65,000."""
+BATCH, BATCHES, REPEATS = 256, 40, 3
 MOST_MEMBERS = 100_000
-SETTLE_SECONDS = 2.5
-"""A folder that has just changed is listed anew by the next run: an index is not trusted before a folder's clock has moved on."""
 FAR = 10_000_000
+COMMAND = """
+from pathlib import Path
+from deploy.cli import app
+app(standalone_mode=False)
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+"""`millionway`, and the peak of its memory in KiB: what the system tells the parent of that would include the parent's own."""
 COLUMNS = {
     "list_seconds": ("list s", ".2f"),
     "index_seconds": ("index s", ".1f"),
+    "index_cpu_seconds": ("CPU s", ".1f"),
     "index_peak_bytes": ("peak MB", "MB"),
     "index_bytes_per_image": ("B/image", ".1f"),
     "again_seconds": ("again s", ".1f"),
+    "again_cpu_seconds": ("CPU s", ".1f"),
     "again_peak_bytes": ("peak MB", "MB"),
     "added_seconds": (f"+{ADDED} s", ".1f"),
+    "added_cpu_seconds": ("CPU s", ".1f"),
     "open_seconds": ("open s", ".2f"),
     "batch_0_seconds": ("batch s, 0", ".2f"),
     "batch_2_seconds": ("2 loaders", ".2f"),
     "loader_uss_bytes": ("USS MB", "MB"),
     "loader_pss_bytes": ("PSS MB", "MB"),
     "loader_rss_bytes": ("RSS MB", "MB"),
+    "load": ("load", ".1f"),
 }
 """Measurements that a row has: their heading, and their format."""
-GROWING = ("list_seconds", "index_seconds", "index_peak_bytes", "again_seconds", "again_peak_bytes", "added_seconds", "open_seconds")
-
-
-class Tree:
-    """Links in one folder or in `num_folders`; it grows, and is a source of images at each size."""
-
-    def __init__(self, root: Path, num_folders: int) -> None:
-        self.root, self._num_folders = root, num_folders
-        self._size, self._originals = 0, root.with_name(f"{root.name}-originals")
-        self._originals.mkdir()
-        for i in range(num_folders) if num_folders else ():
-            (root / f"class-{i:05d}").mkdir(parents=True)
-        root.mkdir(exist_ok=True)
-
-    def grow(self, size: int) -> None:
-        begun = self._size
-        for i in range(begun, size):
-            suffix = ".png" if i // MOST_LINKS % 2 else ".jpg"
-            if i % MOST_LINKS == 0:
-                original = self._originals / f"{i}{suffix}"
-                original.write_bytes(encoded(i, suffix))
-            original = self._originals / f"{i // MOST_LINKS * MOST_LINKS}{suffix}"
-            folder = f"class-{i % self._num_folders:05d}/" if self._num_folders else ""
-            os.link(original, f"{self.root}/{folder}image-{i:09d}{suffix}")
-        self._size = size
-        time.sleep(SETTLE_SECONDS)
-
-
-class Tar:
-    """One tar file of `num_members` images."""
-
-    def __init__(self, root: Path, num_members: int) -> None:
-        self.root = root
-        data = encoded(0, ".jpg")
-        with tarfile.open(root, "w") as tar:
-            for i in range(num_members):
-                info = tarfile.TarInfo(f"image-{i:09d}.jpg")
-                info.size = len(data)
-                tar.addfile(info, BytesIO(data))
-        time.sleep(SETTLE_SECONDS)
-
-
-def encoded(seed: int, suffix: str) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    return cv2.imencode(suffix, pixels)[1].tobytes()
+GROWING = ["list_seconds", "open_seconds", *(name for name in COLUMNS if name.startswith(("index_", "again_", "added_")))]
+"""With the images; the rest stays."""
 
 
 def list_tree(root: str) -> dict[str, Any]:
@@ -139,7 +103,8 @@ def first_batches(root: str, num_workers: int) -> dict[str, Any]:
         opened = time.perf_counter()
         batches = iter(loader.ViewLoader(images, spec, 0, 1, 0, num_workers))
         assert not next(batches).bad
-        found: dict[str, Any] = {"images": len(images), "open_seconds": opened - begun, "batch_seconds": time.perf_counter() - opened}
+        batch_seconds = time.perf_counter() - opened
+        found: dict[str, Any] = {"images": len(images), "open_seconds": opened - begun, f"batch_{num_workers}_seconds": batch_seconds}
         if num_workers:
             for _ in range(BATCHES):
                 assert not next(batches).bad
@@ -155,8 +120,8 @@ def loader_memory() -> dict[str, int]:
 
 
 def memory_of(pid: int) -> dict[str, int]:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    field = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines}
+    lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    field = {name.rstrip(":"): 1024 * int(kib) for name, kib, _ in lines}
     return {
         "uss": field["Private_Clean"] + field["Private_Dirty"],
         "pss": field["Pss"],
@@ -171,39 +136,41 @@ def in_child(task: dict[str, Any]) -> dict[str, Any]:
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def command_index(root: Path) -> tuple[float, int]:
-    """Seconds and peak of resident memory, in bytes, of `millionway index`."""
-    begun = time.perf_counter()
-    command = [sys.executable, "-c", "from deploy.cli import app; app()", "index", str(root)]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
+def command_index(root: Path, name: str) -> dict[str, Any]:
+    """Of `millionway index`: seconds, of which the processor worked for it, and the peak of its resident memory."""
+    begun, cpu_begun = time.perf_counter(), os.times()
+    child = subprocess.run([sys.executable, "-c", COMMAND, "index", str(root)], stdout=subprocess.PIPE, text=True)
     assert child.returncode == 0, f"`millionway index {root}` ended with {child.returncode}"
-    return time.perf_counter() - begun, usage.ru_maxrss * 1024
+    seconds, cpu = time.perf_counter() - begun, os.times()
+    cpu_seconds = cpu.children_user + cpu.children_system - cpu_begun.children_user - cpu_begun.children_system
+    return {
+        f"{name}_seconds": seconds,
+        f"{name}_cpu_seconds": cpu_seconds,
+        f"{name}_peak_bytes": 1024 * int(child.stdout.splitlines()[-1]),
+    }
 
 
 def measure(layout: str, source: Tree | Tar, size: int) -> dict[str, Any]:
     """One row. Leaves ADDED more images in a tree, and no index."""
     root = source.root
     index = root / ".millionway-index" if root.is_dir() else root.with_name(f".{root.name}.millionway-index")
-    row: dict[str, Any] = {"name": layout, "images": size}
+    row: dict[str, Any] = {"name": layout, "images": size, "load": os.getloadavg()[0]}
     if root.is_dir():
         listed = in_child({"what": "list", "root": str(root)})
         assert listed["files"] == size
         row["list_seconds"] = listed["seconds"]
-    row["index_seconds"], row["index_peak_bytes"] = command_index(root)
+    row |= command_index(root, "index")
     row["index_bytes_per_image"] = sum(file.stat().st_size for file in index.iterdir()) / size
     time.sleep(SETTLE_SECONDS)  # writing the index has changed the folder
-    row["again_seconds"], row["again_peak_bytes"] = command_index(root)
+    row |= command_index(root, "again")
     assert (index / "watched.json").exists(), "the index would not be taken for up to date"
     for num_workers in (0, 2):
-        found = in_child({"what": "batch", "root": str(root), "num_workers": num_workers})
-        assert found.pop("images") == size
-        row[f"batch_{num_workers}_seconds"] = found.pop("batch_seconds")
-        row |= found
+        found = [in_child({"what": "batch", "root": str(root), "num_workers": num_workers}) for _ in range(REPEATS)]
+        assert all(one["images"] == size for one in found)
+        row |= {name: median(one[name] for one in found) for name in found[0] if name not in row}
     if isinstance(source, Tree):
         source.grow(size + ADDED)
-        row["added_seconds"], _ = command_index(root)
+        row |= command_index(root, "added")
         assert json.loads((index / "index.json").read_text())["num_images"] == size + ADDED
     shutil.rmtree(index)
     return row
@@ -254,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = sorted({args.files // 10, args.files * 3 // 10, args.files})
     assert all(after - before > ADDED for before, after in pairwise(sizes)), "too few files: each size is to have more than is added"
     load, date = os.getloadavg()[0], datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
-    table = Table({"cores": len(os.sched_getaffinity(0)), "load": round(load, 1), "date": date}, args.json)
+    table = Table({"cores": len(os.sched_getaffinity(0)), "date": date}, args.json)
     for layout in args.layouts.split(","):
         with tempfile.TemporaryDirectory(dir=args.directory) as folder:
             if layout == "tar":

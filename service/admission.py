@@ -93,7 +93,7 @@ def _paths(spec: RunSpec, roots: Sequence[str], shared_files: bool) -> Iterator[
 
 def _data_folder(spec: RunSpec) -> Iterator[FieldError]:
     path = spec.data.path
-    if is_url(path) or (spec.data.index is None and path.lower().endswith(FILE_SUFFIXES) and Path(path).is_file()):
+    if is_url(path) or (path.lower().endswith(FILE_SUFFIXES) and Path(path).is_file()):
         return  # the job looks into it
     if fault := _unreadable(path):
         yield FieldError("data.path", path, f"data.path is {path!r}: {fault}")

@@ -69,9 +69,14 @@ def job_command(launch: Launch) -> list[str]:
     ]
 
 
+FOR_JOBS = frozenset({"MILLIONWAY_CACHE_DIR"})
+"""Of our variables those that the job reads: no secrets."""
+
+
 def job_environment(spec: RunSpec, launch: Launch, base: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of the job's processes: the accelerator that DeepSpeed must take, GPUs or cores, and no secret of ours."""
-    environment = {name: value for name, value in (os.environ if base is None else base).items() if not name.startswith("MILLIONWAY_")}
+    given = os.environ if base is None else base
+    environment = {name: value for name, value in given.items() if not name.startswith("MILLIONWAY_") or name in FOR_JOBS}
     if spec.resources.device == "cpu" or not launch.gpus:
         environment["DS_ACCELERATOR"] = "cpu"
     else:

@@ -170,6 +170,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             under = {k: v for k, v in under.items() if "epochs" not in k}
         if key == "schedule" and value.get("epochs") is not None:
             under = {k: v for k, v in under.items() if "steps" not in k}
+        if key == "data" and value.get("channels", under.get("channels", 3)) != under.get("channels", 3):
+            under = {k: v for k, v in under.items() if k not in ("mean", "std")}  # they are of other channels
         if key == "backbone" and value.get("name", under.get("name")) != under.get("name"):
             under = {k: v for k, v in under.items() if k != "args"}  # they are another architecture's
         merged[key] = merge(under, value)

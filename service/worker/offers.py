@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from service.admission import is_url
 from service.launch import Launch, job_environment
 from service.layout import RunDir
 from service.protocol import Offer
@@ -43,14 +44,23 @@ def environment_of(offer: Offer, settings: Settings, launch: Launch) -> dict[str
 
 def outside_roots(spec: RunSpec, roots: Sequence[Path]) -> str | None:
     """In words, which of the run's folders lies in none of `roots`, links and `..` resolved. None where all do, or no root is set."""
-    folders = {"data.path": spec.data.path, "evaluation.labelled": spec.evaluation.labelled, "evaluation.queries": spec.evaluation.queries}
+    folders = {
+        "data.path": spec.data.path,
+        "data.index": spec.data.index,
+        "evaluation.labelled": spec.evaluation.labelled,
+        "evaluation.queries": spec.evaluation.queries,
+    }
     resolved = [Path(os.path.realpath(root)) for root in roots]
     for field, folder in folders.items():
         if folder is None or not roots:
             continue
-        real = Path(os.path.realpath(folder))
-        if not any(real.is_relative_to(root) for root in resolved):
+        if is_url(folder):
+            real, allowed = Path(folder), [root for root in roots if ".." not in Path(folder).parts]  # both have one slash for two
+        else:
+            real = Path(os.path.realpath(folder))
+            allowed = resolved
+        if not any(real.is_relative_to(root) for root in allowed):
             names = ", ".join(map(str, roots))
-            leads = f", which leads to {str(real)!r}" if str(real) != folder else ""
+            leads = f", which leads to {str(real)!r}" if str(real) != folder and not is_url(folder) else ""
             return f"{field} is {folder!r}{leads}, outside of what this worker may read: name a folder in {names} (--data-root)"
     return None

@@ -183,7 +183,7 @@ def test_a_number_of_ranks_that_does_not_divide_the_batch_is_refused_with_the_re
 
 def test_a_fork_goes_on_from_another_runs_checkpoint_with_its_own_schedule(images: Path, tmp_path: Path) -> None:
     """Unchanged it ends with the parent's bits; with other settings it trains on to the end, and then has checkpoints of its own to
-    resume from; a schedule that is too short is refused."""
+    resume from."""
     parent = Job(spec_of(images, checkpoints={"every_epochs": 4, "keep_last": 5}), tmp_path / "parent")
     assert parent.wait() == 0, parent.logs()
     start = parent.run_dir.checkpoint(12)
@@ -208,6 +208,3 @@ def test_a_fork_goes_on_from_another_runs_checkpoint_with_its_own_schedule(image
     resumed = Job(spec_of(images, **changed), tmp_path / "other", 2, start_from=start)
     assert resumed.wait() == 0, resumed.logs()
     assert resumed.events("started")[0]["start_step"] == 30
-
-    short = failure(Job(spec_of(images, schedule={"epochs": 4}), tmp_path / "short", start_from=start))
-    assert (short["code"], "stands at step 12" in short["message"]) == ("bad_spec", True)

@@ -19,8 +19,8 @@ STEPS = 3
 
 
 def specs() -> dict[str, RunSpec]:
-    """Every ZeRO stage, and both parallelisms with the hardest classes by class similarity; BatchNorm over all ranks."""
-    cases: dict[str, tuple[int, str, dict[str, Any]]] = {f"zero {stage}": (stage, "class", {}) for stage in range(4)}
+    """ZeRO stages that keep different things whole, and both parallelisms with the hardest by class similarity; BatchNorm over all ranks."""
+    cases: dict[str, tuple[int, str, dict[str, Any]]] = {f"zero {stage}": (stage, "class", {}) for stage in (0, 2, 3)}
     cases["similarity"] = (1, "class", {"hardest_by": "class_similarity"})
     cases["zero3 rows"] = (3, "zero3", {"hardest_by": "class_similarity"})
     made = {}
@@ -73,11 +73,11 @@ def joined(ranks: list[dict[str, Any]], name: str) -> dict[str, torch.Tensor]:
 
 
 def test_any_number_of_ranks_goes_on_from_what_two_have_written(tmp_path: Path) -> None:
-    """On 1, 3 and 4 ranks: the loaded state has the written bits (weights, momenta, buffers, rows, rows' momenta, hardest
-    classes), in every ZeRO stage and parallelism, and the losses after it are those of the two ranks within float tolerance."""
+    """On 1 and 3 ranks: the loaded state has the written bits (weights, momenta, buffers, rows, rows' momenta, hardest
+    classes), in ZeRO stages and both parallelisms, and the losses after it are those of the two ranks within float tolerance."""
     directory = str(tmp_path / "checkpoints")
     two = on_ranks(2, tmp_path, written, directory)
-    for world_size in (1, 3, 4):
+    for world_size in (1, 3):
         ranks = on_ranks(world_size, tmp_path, resumed, directory)
         for name in specs():
             found, expected = joined(ranks, name), joined(two, name)

@@ -169,7 +169,7 @@ def test_the_store_does_what_its_model_does_whatever_happens(hasty_url: str) -> 
     run_state_machine_as_test(
         type("Machine", (CheckedMachine,), {"url": hasty_url}),
         settings=settings(
-            max_examples=80,
+            max_examples=60,
             stateful_step_count=50,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -21,7 +21,7 @@ from trainer.data.augment import augment, view_rng
 from trainer.data.images import Images
 from trainer.data.loader import Batch, ViewLoader, iterate_images, model_input, normalise
 from trainer.data.reader import Reader, read_pixels
-from trainer.data.views import NUM_SPARES
+from trainer.data.views import NUM_SPARES, Decoder, Made, Task, Views
 
 PLAIN = {"crop_scale": (1.0, 1.0), "horizontal_flip": 0.0, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
 
@@ -56,9 +56,8 @@ def test_batches_are_the_same_whatever_the_number_of_loader_processes_and_the_fi
     """Bit for bit: over an epoch's end, in this process, in two others, and started in the middle."""
     root = noise_folder(tmp_path, 29)
     batches = first_batches(make_spec(root), 7)
-    assert_same(first_batches(make_spec(root, num_workers=2), 7), batches)
     assert_same(first_batches(make_spec(root), 4, start_step=3), batches[3:])
-    assert_same(first_batches(make_spec(root, num_workers=1), 4, start_step=3), batches[3:])
+    assert_same(first_batches(make_spec(root, num_workers=2), 5, start_step=2), batches[2:])
 
 
 def test_a_view_is_the_same_on_whichever_rank_it_is_made(tmp_path: Path) -> None:
@@ -110,7 +109,7 @@ def test_another_image_takes_the_place_of_a_damaged_one_and_no_other_view_change
         assert not set(after.classes[damaged].tolist()) & {5, 11}
         found += [(bad.row, bad.cause) for bad in after.bad]
     assert {(5, "undecodable"), (11, "missing")} == set(found)
-    assert_same(first_batches(make_spec(tmp_path, num_workers=2), 4, images=images), batches)
+    assert_same(first_batches(make_spec(tmp_path, num_workers=1), 4, images=images), batches)
     parts = [first_batches(spec, 4, rank, 2, images=images) for rank in range(2)]
     for step, batch in enumerate(batches):
         assert torch.equal(torch.cat([part[step].images for part in parts]), batch.images)
@@ -134,6 +133,33 @@ def test_duplicates_come_with_the_class_that_they_share(tmp_path: Path) -> None:
     batch = next(iter(ViewLoader(images, make_spec(tmp_path, batch_size=16, **PLAIN), 0, 1, 0)))
     color_of = {plain_color(i): i // 2 for i in range(16)}
     assert [color_of[tuple(view[:, 8, 8].tolist())] for view in batch.images] == batch.classes.tolist()
+
+
+class Fatal(Views):
+    """Dies over image 3."""
+
+    def __getitem__(self, task: Task) -> Made:
+        if self.decoder.notes is not None:
+            self.decoder.__class__ = FatalDecoder
+        return super().__getitem__(task)
+
+
+class FatalDecoder(Decoder):
+    def _take_note(self, row: int) -> None:
+        super()._take_note(row)
+        if row == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_image_that_crashes_the_decoder_is_replaced_as_any_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends two processes, and is then left alone; no batch is lost."""
+    spec = make_spec(noise_folder(tmp_path, 16), num_workers=1, batch_size=16)
+    monkeypatch.setattr(loader, "Views", Fatal)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)
+    (batch,) = first_batches(spec, 1)
+    assert {(bad.row, bad.cause) for bad in batch.bad} == {(3, "crashes the decoder")}
+    assert 3 not in batch.classes
+    assert len(batch.classes) == 16
 
 
 def photographs(root: Path, number: int) -> Path:
@@ -189,16 +215,16 @@ def test_decoded_images_are_kept_only_where_all_may_fit(tmp_path: Path, monkeypa
     assert len(opened) == 32
 
 
-def test_a_loader_process_that_dies_is_replaced_and_no_batch_is_lost(tmp_path: Path) -> None:
-    """Killed twice in the middle of an epoch; Ctrl-C and collectives are not disturbed by it, only the next batch is late."""
-    spec = make_spec(noise_folder(tmp_path, 29), num_workers=2)
+def test_a_loader_process_that_dies_is_replaced_and_no_batch_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the middle of an epoch; Ctrl-C and collectives are not disturbed by it, only the next batch is late."""
+    spec = make_spec(noise_folder(tmp_path, 29), num_workers=1)
     expected = first_batches(make_spec(tmp_path), 12)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)
     before = group_leaders()
-    batches = iter(ViewLoader(indexed(tmp_path), spec, 0, 1, 0, 2))
+    batches = iter(ViewLoader(indexed(tmp_path), spec, 0, 1, 0, 1))
     found = [next(batches) for _ in range(2)]
-    for _ in range(2):
-        os.kill(min(group_leaders() - before), signal.SIGKILL)
-        found += [next(batches) for _ in range(5)]
+    os.kill(min(group_leaders() - before), signal.SIGKILL)
+    found += [next(batches) for _ in range(10)]
     batches.close()
     assert_same(found, expected)
 

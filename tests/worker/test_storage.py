@@ -98,6 +98,14 @@ def test_folders_outside_of_the_roots_are_refused_with_field_value_and_roots(tmp
     assert str(outside) in why
 
 
+def test_data_elsewhere_are_allowed_below_a_root_that_is_a_url(tmp_path: Path) -> None:
+    """As a setting gives it, a path; the name of another bucket that begins alike is none below."""
+    roots = [tmp_path, Path("s3://bucket/images")]
+    assert outside_roots(spec("s3://bucket/images/2026"), roots) is None
+    for refused in ("s3://bucket/images2", "s3://other", "s3://bucket/images/../keys", f"file://{tmp_path}"):
+        assert "data.path is" in (outside_roots(spec(refused), roots) or "")
+
+
 def test_without_a_root_every_folder_is_allowed() -> None:
     """The default: who may submit may read what the worker may."""
     assert outside_roots(spec("/anywhere"), []) is None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import cv2
 import numpy as np
+import tifffile
 
 
 class Unreadable(Exception):
@@ -23,12 +26,14 @@ def decode(data: bytes, channels: int = 3, reduce: int = 1) -> np.ndarray:
     `reduce` 2, 4, 8: a JPEG of three channels is decoded at that part of its size, from fewer of its coefficients and in less time.
 
     EXIF orientation is applied and 16 bits become 8. With 3 channels grey becomes three equal ones, CMYK is converted, alpha is dropped;
-    with another number the file's own channels are taken, in its order, and there must be as many.
+    with another number the file's own channels are taken, in its order (alpha is the last), and there must be as many.
     """
     if not data:
         raise Unreadable("empty", "the file is empty")
     if is_truncated(data):
         raise Unreadable("truncated", f"the file ends too early, after {len(data):,} bytes")
+    if channels not in (1, 3) and data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return _in_8_bits(_tiff(data), channels)
     flags = {1: cv2.IMREAD_GRAYSCALE, 3: _REDUCED[reduce]}.get(channels, cv2.IMREAD_UNCHANGED)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -38,8 +43,29 @@ def decode(data: bytes, channels: int = 3, reduce: int = 1) -> np.ndarray:
         raise Unreadable("undecodable", f"its {len(data):,} bytes are no image, or damaged")
     if channels == 3:
         return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
-    if pixels.ndim == 2:
+    if channels == 4 and pixels.ndim == 3 and pixels.shape[2] == 4:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
+    return _in_8_bits(pixels[..., None] if pixels.ndim == 2 else pixels, channels)
+
+
+def _tiff(data: bytes) -> np.ndarray:
+    """[H, W, C] of any number of channels, which OpenCV does not take; interleaved or plane by plane."""
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            page = file.pages.first
+            pixels, axes = page.asarray(), page.axes
+    except Exception as error:  # whatever it raises on a damaged file, or a compression for which it needs another package
+        raise Unreadable("undecodable", f"{type(error).__name__}: {' '.join(str(error).split())}") from None
+    if axes == "SYX":
+        pixels = np.moveaxis(pixels, 0, -1)
+    elif axes == "YX":
         pixels = pixels[..., None]
+    elif axes != "YXS":
+        raise Unreadable("undecodable", f"its axes are {axes}, and an image has height, width and channels")
+    return np.ascontiguousarray(pixels)
+
+
+def _in_8_bits(pixels: np.ndarray, channels: int) -> np.ndarray:
     if pixels.shape[2] != channels:
         raise Unreadable("other channels", f"it has {pixels.shape[2]} channels and data.channels is {channels}")
     if pixels.dtype == np.uint16:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -42,10 +43,13 @@ class Files:
             raise BadData(f"{self.root!r} cannot be opened: {error}") from None
 
     def path(self, name: str) -> str:
-        """Of a file below the root; the root itself for an empty name, and an absolute path or URL as it is."""
+        """Of a file below the root; the root itself for an empty name. Raises PermissionError for a name that leads out of it: an index may
+        come from anywhere."""
         if not name:
             return self.root
-        return name if name.startswith("/") or is_url(name) else f"{self.root.rstrip('/')}/{name}"
+        if name.startswith("/") or is_url(name) or ".." in name.split("/"):
+            raise PermissionError(errno.EPERM, "it leads out of the folder", name)
+        return f"{self.root.rstrip('/')}/{name}"
 
     def read(self, name: str, begin: int = 0, length: int | None = None) -> bytes:
         """A file's bytes, or `length` of them from `begin` on. Raises OSError."""

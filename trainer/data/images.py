@@ -127,7 +127,10 @@ def _open_or_make(path: str, directory: Path, named: str | None) -> Index:
         return Index(directory)
     try:
         if named is not None:
-            return copy_index(Index(Path(named)), directory)
+            found = Index(Path(named))
+            if found.root not in (path, path.rpartition("/")[0] if found.kind == "list" else path):
+                raise BadData(f"data.index {named!r} is of {found.root!r}, and data.path is {path!r}: index that, or correct one of them")
+            return copy_index(found, directory)
         own = default_index(path)
         if own is not None and (own / "index.json").exists():
             found = Index(own)

@@ -125,8 +125,9 @@ def _load(path: Path) -> np.ndarray | None:
     return np.load(path, mmap_mode="r") if path.exists() else None
 
 
-def write_index(listing: Listing, directory: Path, before: Index | None = None) -> Index:
-    """Write an index whole, in the place of an older one. Images of `before` keep their ids; what is new follows.
+def write_index(listing: Listing, directory: Path, before: Index | None = None, *, settled: bool = False) -> Index:
+    """Write an index whole, in the place of an older one. Images of `before` keep their ids; what is new follows. `settled`: what was
+    listed will not change within the tick of a clock, however young it is.
 
     Raises OSError where the directory cannot be written.
     """
@@ -162,7 +163,7 @@ def write_index(listing: Listing, directory: Path, before: Index | None = None) 
         "sha256": digest.hexdigest(),
         "indexed_at": time.time(),
     }
-    holds_until_now = _is_unchanged(listing, directory.parent)
+    holds_until_now = _is_unchanged(listing, directory.parent, settled)
     _write_folder(directory, about, blob, arrays)
     if holds_until_now:
         watched = listing.watched
@@ -172,9 +173,9 @@ def write_index(listing: Listing, directory: Path, before: Index | None = None) 
     return Index(directory)
 
 
-def _is_unchanged(listing: Listing, parent: Path) -> bool:
+def _is_unchanged(listing: Listing, parent: Path, settled: bool) -> bool:
     """Whether what was listed is certain to have been listed as it is now, as far as writing into `parent` may disturb that."""
-    if not listing.watched or max(listing.watched.values()) > listing.begun_at - _RACY_NS:
+    if not listing.watched or (not settled and max(listing.watched.values()) > listing.begun_at - _RACY_NS):
         return False
     return "" not in listing.watched or parent != Path(listing.root) or parent.stat().st_mtime_ns == listing.watched[""]
 

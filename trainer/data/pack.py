@@ -221,7 +221,7 @@ def _finish(out: Path, index: Index, about: dict[str, Any], records: list[dict[s
     shutil.rmtree(out / _SOURCE, ignore_errors=True)
     directory = default_index(str(out))
     assert directory is not None
-    write_index(list_source(str(out)), directory)
+    write_index(list_source(str(out)), directory, settled=True)  # we hold the folder's lock
     return Packed(num_images, num_bytes, len(shards), causes, resumed)
 
 

@@ -14,8 +14,8 @@ from trainer.data.index import Listing
 from trainer.errors import BadData
 
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
-_MOST_GROUPS = 8
-"""Row groups that a process holds decoded: neighbours in the file are neighbours in them, and no image is read alone."""
+_MOST_GROUP_BYTES = 256 * 2**20
+"""Row groups that a process holds: no image is read alone, and the next ones of a block of files are in the same groups."""
 
 
 def _pyarrow() -> Any:
@@ -114,6 +114,7 @@ class ParquetReader:
         self._files, self._names = files, names
         self._open: dict[int, tuple[Any, str, list[int]]] = {}
         self._groups: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._group_bytes = 0
 
     def read(self, container: int, row: int) -> bytes:
         """Raises OSError, and BadData where the file is damaged."""
@@ -132,8 +133,9 @@ class ParquetReader:
         if values is None:
             values = file.read_row_group(group, columns=[column]).column(0)
             self._groups[container, group] = values
-            if len(self._groups) > _MOST_GROUPS:
-                self._groups.popitem(last=False)
+            self._group_bytes += values.nbytes
+            while self._group_bytes > _MOST_GROUP_BYTES and len(self._groups) > 1:
+                self._group_bytes -= self._groups.popitem(last=False)[1].nbytes
         else:
             self._groups.move_to_end((container, group))
         value = values[row - (ends[group - 1] if group else 0)].as_py()

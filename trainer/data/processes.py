@@ -8,63 +8,83 @@ import itertools
 import logging
 import os
 import signal
-from collections import deque
+import tempfile
+from collections import Counter, deque
 from collections.abc import Iterator
 from multiprocessing.connection import wait
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import cv2
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+
+from trainer.data.views import EvaluationViews, Made, Task, Views
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 MOST_DEATHS = 3
-"""Deaths of loader processes in a row, without a batch in between, that are answered with new ones."""
+"""Deaths of loader processes in a row, without a batch in between or an image found that is to blame, that are answered with new ones."""
+DEATHS_OF_A_CRASHER = 2
+"""So often must processes have died over an image for it to be taken for the reason; memory may run out over any, once."""
 
 
-def in_order(dataset: Dataset[T], tasks: Iterator[Any], num_workers: int) -> Iterator[T]:
+def in_order(dataset: Views | EvaluationViews, tasks: Iterator[Task], num_workers: int) -> Iterator[Made]:
     """The dataset's answer to each task, in order; computed in this process or by `num_workers` others.
 
     Where one of those dies (the system's memory ran out, a decoder crashed) all are replaced and the tasks that were not answered are
-    given out again. Raises RuntimeError after MOST_DEATHS.
+    given out again; an image over which they die again counts as one that cannot be read. Raises RuntimeError after MOST_DEATHS.
     """
     if num_workers == 0:
         cv2.setNumThreads(0)
         yield from (dataset[task] for task in tasks)
         return
-    given: deque[Any] = deque()
+    given: deque[Task] = deque()
     deaths = 0
-    while True:
-        tasks = itertools.chain(list(given), tasks)  # what was not even given out again is still in the older chain
-        given.clear()
-        answers = _processes(dataset, _noting(tasks, given), num_workers)
-        try:
-            for answer in answers:
-                given.popleft()
-                deaths = 0
-                yield answer
-            return
-        except (RuntimeError, OSError, EOFError) as error:  # also of the connection over which it was to hand out its tensors
-            deaths += 1
-            if not _has_died(answers) or deaths > MOST_DEATHS:
-                raise
-            log.warning("a loader process died (%s): new ones go on with its batch", " ".join(str(error).split()))
+    blamed: Counter[int] = Counter()
+    with tempfile.TemporaryDirectory(prefix="millionway-loader-") as folder:
+        notes = dataset.decoder.notes = Path(folder) / "decoding"
+        while True:
+            notes.write_bytes(bytes(8 * num_workers))
+            tasks = itertools.chain(list(given), tasks)  # what was not even given out again is still in the older chain
+            given.clear()
+            answers = _processes(dataset, _noting(tasks, given), num_workers)
+            try:
+                for answer in answers:
+                    given.popleft()
+                    deaths = 0
+                    yield answer
+                return
+            except (RuntimeError, OSError, EOFError) as error:  # also of the connection over which it was to hand out its tensors
+                dead = _dead(answers)
+                if not dead:
+                    raise
+                deaths += 1
+                at = np.fromfile(notes, np.int64)[dead] - 1
+                blamed.update(int(row) for row in at if row >= 0)
+                crashers = frozenset(row for row, count in blamed.items() if count >= DEATHS_OF_A_CRASHER)
+                if crashers != dataset.decoder.crashers:
+                    dataset.decoder.crashers, deaths = crashers, 0
+                if deaths > MOST_DEATHS:
+                    raise
+                log.warning("a loader process died (%s): new ones go on with its batch", " ".join(str(error).split()))
 
 
-def _noting(tasks: Iterator[Any], given: deque[Any]) -> Iterator[Any]:
+def _noting(tasks: Iterator[Task], given: deque[Task]) -> Iterator[Task]:
     for task in tasks:
         given.append(task)
         yield task
 
 
-def _has_died(answers: Any) -> bool:
-    """Whether one of DataLoader's processes has ended, or ends just now."""
-    return bool(wait([process.sentinel for process in answers._workers], timeout=1.0))
+def _dead(answers: Any) -> list[int]:
+    """Numbers of DataLoader's processes that have ended, or end just now."""
+    sentinels = [process.sentinel for process in answers._workers]
+    ended = wait(sentinels, timeout=1.0)
+    return [number for number, sentinel in enumerate(sentinels) if sentinel in ended]
 
 
-def _processes(dataset: Dataset[T], tasks: Iterator[Any], num_workers: int) -> Any:
+def _processes(dataset: Views | EvaluationViews, tasks: Iterator[Task], num_workers: int) -> Any:
     loader = DataLoader(
         dataset,
         batch_size=None,  # a task is a batch
@@ -93,5 +113,5 @@ def _start_loader_process(_: int) -> None:
     atexit.register(os._exit, 0)
 
 
-def _unchanged(item: T) -> T:
+def _unchanged(item: Made) -> Made:
     return item

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from service.spec import RunSpec
 from trainer.data.augment import (
@@ -79,6 +80,11 @@ class Decoder:
         self.room = decoded_bytes
         self.decoded: dict[int, np.ndarray] | None = {} if decoded_bytes else None
         self.read_seconds = 0.0
+        self.notes: Path | None = None
+        """Where a loader process notes what it decodes, by its number: one int64, the row + 1."""
+        self.crashers: frozenset[int] = frozenset()
+        """Rows that have ended a process that decoded them."""
+        self._note: np.ndarray | None = None
         self._ahead: ReadAhead | None = None
 
     def encoded(self, rows: Sequence[int] | np.ndarray) -> Iterator[bytes | np.ndarray | Unreadable]:
@@ -104,6 +110,10 @@ class Decoder:
             raise found
         if isinstance(found, np.ndarray):
             return found
+        if self.notes is not None:
+            if row in self.crashers:
+                raise Unreadable("crashes the decoder", "processes that decoded it have died")
+            self._take_note(row)
         image = decode(found, self.spec.data.channels, reduce)
         # One that may be wanted at a part of its size is not kept: whether it still is would change its views.
         if self.decoded is not None and min(image.shape[:2]) < 2 * self.spec.data.image_size and reduce == 1:
@@ -113,6 +123,13 @@ class Decoder:
             else:
                 self.decoded[row] = image
         return image
+
+    def _take_note(self, row: int) -> None:
+        worker = get_worker_info()
+        if self._note is None:
+            assert worker is not None
+            self._note = np.memmap(self.notes, np.int64, "r+")[worker.id : worker.id + 1]
+        self._note[0] = row + 1
 
 
 class Views(Dataset[Made]):
