@@ -15,7 +15,7 @@ For a tenth, three tenths and all of N files, each measurement in a fresh proces
 
 The files are hard links to a few small JPEG and PNG files: an index looks at no file's contents, so it costs the same for real ones.
 `flat` has them in one folder, `nested` in M, which become labels; `tar` is one tar file of at most MOST_MEMBERS members. Listings come from
-the page cache. What ten million take follows from the slope between the last two sizes, and is marked as such. Run it on an idle machine.
+the page cache. What ten million take is extrapolated from the slope over the three sizes, and is marked with ~. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import linear_regression, median
 from typing import Any
 
 from benchmarks.data_index_files import SETTLE_SECONDS, SIZE, Tar, Tree
@@ -68,8 +68,8 @@ COLUMNS = {
     "load": ("load", ".1f"),
 }
 """Measurements that a row has: their heading, and their format."""
-GROWING = ["list_seconds", "open_seconds", *(name for name in COLUMNS if name.startswith(("index_", "again_", "added_")))]
-"""With the images; the rest stays."""
+GROWING = [f"{name}_{what}" for name in ("list", "open", "index", "again", "added") for what in ("seconds", "cpu_seconds", "peak_bytes")]
+"""With the images, where they were measured; the rest stays."""
 
 
 def list_tree(root: str) -> dict[str, Any]:
@@ -177,12 +177,13 @@ def measure(layout: str, source: Tree | Tar, size: int) -> dict[str, Any]:
 
 
 def extrapolated(rows: list[dict[str, Any]], images: int) -> dict[str, Any]:
-    """A line through the last two rows: their names alone grow with the images."""
-    (before, last), found = rows[-2:], {"name": rows[-1]["name"], "images": images, "extrapolated": True}
+    """The line of least squares through the rows, at so many images."""
+    found: dict[str, Any] = {"name": rows[-1]["name"], "images": images, "extrapolated": True}
     for name in GROWING:
-        if name in last:
-            slope = (last[name] - before[name]) / (last["images"] - before["images"])
-            found[name] = last[name] + slope * (images - last["images"])
+        if name not in rows[-1]:
+            continue
+        slope, start = linear_regression([row["images"] for row in rows], [row[name] for row in rows])
+        found[name] = start + slope * images
     return found
 
 
@@ -235,7 +236,8 @@ def main(arguments: list[str] | None = None) -> None:
                 rows.append(measure(layout, tree, size))
                 table.add(rows[-1])
             table.add(extrapolated(rows, FAR))
-    print(f"\n~: from the slope between the two sizes before it. {len(os.sched_getaffinity(0))} cores; load before: {load:.1f}; {date}")
+    print("\n~: extrapolated from the slope over the sizes before it, not measured.")
+    print(f"{len(os.sched_getaffinity(0))} cores; load before: {load:.1f}; {date}")
 
 
 if __name__ == "__main__":

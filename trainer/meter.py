@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from service.spec import RunSpec
 from trainer.classifier.shard import all_gather
+from trainer.data.advice import Loading
 from trainer.data.loader import Batch
 from trainer.data.quarantine import Quarantine
 from trainer.data.views import Bad
@@ -24,8 +24,6 @@ from trainer.straggler import Stragglers
 
 MAX_BAD = 10
 """So many images that cannot be read never end a run, whatever share they are of what it has read."""
-SLOW_DATA_WAIT = 0.2
-"""A greater share of the time spent in waiting for images is worth advice."""
 
 
 class Meter:
@@ -120,9 +118,11 @@ class Meter:
         )
         for rank, own, median in self.stragglers.named(gathered_P5[:, 3].tolist(), now):
             spool.append("straggler", step=step, rank=rank, seconds=own, median_seconds=median)
-        if self.waited / seconds > SLOW_DATA_WAIT and not self.advised and done > 1:  # the first step waits for the loader to start
-            spool.append("warned", message=self._advice(self.waited / seconds))
-            self.advised = True
+        if not self.advised and self.last_step > self.first_step:  # in the first steps the loader has still to start
+            message = self._loading(seconds).advice(self.spec)
+            self.advised = message is not None
+            if message is not None:
+                spool.append("warned", message=message)
         self.last_step, self.last_time = step, now
         self.loss.zero_()
         self.num_images, self.waited, self.forward_seconds, self.read_seconds, self.load_seconds = 0, 0.0, 0.0, 0.0, 0.0
@@ -144,23 +144,11 @@ class Meter:
                 f"({self.quarantine.summary()})",
             )
 
-    def _advice(self, share: float) -> str:
-        """What would shorten the waiting for images, from where the loader's time goes."""
-        data, reading = self.spec.data, self.read_seconds > 0.5 * self.load_seconds
+    def _loading(self, seconds: float) -> Loading:
+        """Of this rank, since the last report."""
         loaders = self.process.num_loaders(self.spec)
-        begin = f"{100 * share:.0f} % of the time is spent in waiting for images, "
-        if reading:
-            return begin + (
-                f"{100 * self.read_seconds / self.load_seconds:.0f} % of that in reading: raise data.num_workers (now {loaders}), or pack "
-                f"them (`millionway pack {data.path} --size {round(1.15 * data.image_size)}`)"
-            )
-        free = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - max(1, loaders)
-        if self.process.device.type == "cuda" and free > 0:
-            return begin + f"and {free} of this rank's cores are free: raise data.num_workers (now {loaders})"
-        return begin + (
-            f"in decoding and augmenting them, and all cores are busy: pack the images in a smaller size "
-            f"(`millionway pack {data.path} --size {round(1.15 * data.image_size)}`), or lower augmentation.views_per_image"
-        )
+        images = self.num_images // self.process.world_size
+        return Loading(images, seconds, self.waited, self.load_seconds, self.read_seconds, loaders, self.process.num_cores - 1 - loaders)
 
     def _own_seconds(self) -> float:
         """Since the last report."""

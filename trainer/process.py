@@ -38,8 +38,13 @@ class Process:
             return spec.data.num_workers
         if self.device.type != "cuda":  # the cores compute
             return 0
-        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return max(1, min(16, cores - 1))
+        return max(1, min(16, self.num_cores - 1))
+
+    @property
+    def num_cores(self) -> int:
+        """This rank's share of the machine's."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
     def describe(self, spec: RunSpec) -> str:
         """One sentence: device, precision, threads."""

@@ -25,14 +25,14 @@ pytestmark = pytest.mark.distributed
 
 def meter_of(spec: RunSpec) -> tuple[Meter, Process]:
     process = Process(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
-    return Meter(make_plan(spec, 60), 0, spec, process), process
+    return Meter(make_plan(spec, 60), 0, spec, process, None), process
 
 
 def one_rank_loads_slowly(spec: RunSpec, spool_file: str) -> str:
     """Four reports of two steps; rank 1 waits for its data. Then a loss that is infinite on rank 1 alone."""
     meter, process = meter_of(spec)
     spool = EventSpool(Path(spool_file)) if process.is_first else NullSpool()
-    batch = Batch(torch.empty(0), torch.zeros(10), 20, 0, [])
+    batch = Batch(torch.empty(0), torch.zeros(10), 20, 0, None, [], 0.0, 0.0)
     for step in range(1, 9):
         with meter.waiting_for_data():
             time.sleep(0.05 if process.rank == 1 else 0.0)

@@ -19,7 +19,7 @@ STEPS = 3
 
 
 def specs() -> dict[str, RunSpec]:
-    """ZeRO stages that keep different things whole, and both parallelisms with the hardest by class similarity; BatchNorm over all ranks."""
+    """ZeRO stages that keep different things whole, and both parallelisms with hardest by class similarity; BatchNorm over all ranks."""
     cases: dict[str, tuple[int, str, dict[str, Any]]] = {f"zero {stage}": (stage, "class", {}) for stage in (0, 2, 3)}
     cases["similarity"] = (1, "class", {"hardest_by": "class_similarity"})
     cases["zero3 rows"] = (3, "zero3", {"hardest_by": "class_similarity"})

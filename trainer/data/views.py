@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,11 @@ class Made:
     read_seconds: float
     seconds: float
     colours: Tensor | None = None
+
+    def pin_memory(self) -> Made:
+        """DataLoader asks for it where there is a GPU: copies to it then go beside its work."""
+        colours = None if self.colours is None else self.colours.pin_memory()
+        return replace(self, pixels=self.pixels.pin_memory(), colours=colours)
 
 
 class Decoder:

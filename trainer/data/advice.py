@@ -1,0 +1,52 @@
+"""What to do where training waits for images, from what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.spec import RunSpec
+
+WORTH_SAYING = 0.2
+"""A smaller share of the time spent in waiting is let be."""
+WORTH_SAYING_WITHOUT_LOADERS = 0.5
+"""Where the rank loads for itself, on the cores that also train, some of the time is bound to go into it."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """One rank's, over some steps."""
+
+    num_images: int
+    seconds: float
+    waited: float
+    """Seconds in which the rank had nothing to train on."""
+    load_seconds: float
+    """Of its loader processes together, or of itself where it has none."""
+    read_seconds: float
+    """Of those: waiting for bytes."""
+    num_loaders: int
+    free_cores: int
+    """That neither the rank nor its loader processes take."""
+
+    @property
+    def share(self) -> float:
+        """Of the time spent in waiting."""
+        return self.waited / self.seconds
+
+    def advice(self, spec: RunSpec) -> str | None:
+        """What was measured and what would help; None where waiting is short."""
+        if self.share < (WORTH_SAYING if self.num_loaders else WORTH_SAYING_WITHOUT_LOADERS) or not self.num_images:
+            return None
+        delivers = self.num_images * max(1, self.num_loaders) / max(1e-9, self.load_seconds)
+        needs = self.num_images / max(1e-9, self.seconds - self.waited)
+        found = (
+            f"{100 * self.share:.0f} % of the time is spent in waiting for images: this rank could train on {needs:,.0f} images/s, and "
+            f"{'its loader processes deliver' if self.num_loaders else 'loading gives'} {delivers:,.0f} at most: "
+        )
+        pack = f"`millionway pack {spec.data.path} --size {round(1.15 * spec.data.image_size)}`"
+        loaders = f"data.num_workers (now {self.num_loaders})"
+        if self.read_seconds > 0.5 * self.load_seconds:
+            return f"{found}{100 * self.read_seconds / self.load_seconds:.0f} % of it is reading: raise {loaders}, or pack ({pack})"
+        if self.free_cores > 0:
+            return f"{found}{self.free_cores} cores are free: raise {loaders}"
+        return f"{found}all cores are busy: pack the images in a smaller size ({pack}), or lower augmentation.views_per_image"
