@@ -29,23 +29,20 @@ def index(
 ) -> None:
     """Find the images once, so that runs start at once: an index that is there is brought up to date, and no image changes its id."""
     from trainer.data.images import default_index
-    from trainer.data.index import Index, write_index
-    from trainer.data.sources import list_source
     from trainer.errors import BadData
 
-    path = data if "://" in data else os.path.abspath(data)  # noqa: PTH100 - a link stays what it is called
+    path = _as_named(data)
     directory = output or default_index(path)
     if directory is None:
         raise MillionwayError(f"{data} is a URL: say where the index is to be with -o DIR, and name it as data.index in the specification")
     try:
-        before = Index(directory) if (directory / "index.json").exists() else None
-        found = write_index(list_source(path), directory, before)
+        found, num_before = _brought_up_to_date(path, directory)
     except BadData as error:
         raise MillionwayError(str(error)) from None
     except OSError as error:
         raise MillionwayError(f"the index cannot be written to {directory} ({error}): give another folder with -o") from None
     gone = 0 if found.gone_n is None else int(found.gone_n.sum())
-    new = len(found) - (len(before) if before else 0)
+    new = len(found) - num_before
     say(f"{len(found) - gone:,} images ({new:,} new, {gone:,} gone), {len(found.label_names)} labels: {directory}")
     for cause, count in sorted(found.skipped.counts.items()):
         say(f"skipped {count:,} {cause}, e.g. {found.skipped.examples[cause][0]}")
@@ -97,7 +94,7 @@ def inspect(
     from trainer.data.inspect_report import inspect_images, summary, write_report
     from trainer.errors import TrainerError
 
-    path = data if "://" in data else os.path.abspath(data)  # noqa: PTH100 - a link stays what it is called
+    path = _as_named(data)
     directory = (output or Path(f"inspect-{Path(path).name or 'images'}")).absolute()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     num_workers = cores if workers is None else workers
@@ -123,22 +120,31 @@ def inspect(
 def _up_to_date(path: str, otherwise: Path) -> Index:
     """The index of `path` in its own place, or in `otherwise` where that cannot be written. Raises BadData, and OSError."""
     from trainer.data.images import default_index
-    from trainer.data.index import Index, is_fresh, write_index
-    from trainer.data.sources import list_source
-
-    def bring(directory: Path) -> Index:
-        before = Index(directory) if (directory / "index.json").exists() else None
-        if before is not None and before.root == path and is_fresh(before, path):
-            return before
-        return write_index(list_source(path), directory, before)
 
     own = default_index(path)
     if own is not None:
         try:
-            return bring(own)
+            return _brought_up_to_date(path, own)[0]
         except OSError:  # a read-only file system, or another's folder
             pass
-    return bring(otherwise)
+    return _brought_up_to_date(path, otherwise)[0]
+
+
+def _brought_up_to_date(path: str, directory: Path) -> tuple[Index, int]:
+    """The index of `path` in `directory`, and how many images it had before. Nothing is listed where nothing has changed."""
+    from trainer.data.index import Index, is_fresh, write_index
+    from trainer.data.sources import list_source
+
+    before = Index(directory) if (directory / "index.json").exists() else None
+    num_before = 0 if before is None else len(before)
+    if before is not None and before.root == path and is_fresh(before, path):
+        return before, num_before
+    return write_index(list_source(path), directory, before), num_before
+
+
+def _as_named(data: str) -> str:
+    """Absolute; a link stays what it is called."""
+    return data if "://" in data else os.path.abspath(data)  # noqa: PTH100
 
 
 @app.command()
@@ -158,7 +164,7 @@ def pack(
     from trainer.data.pack_shards import PackSettings
     from trainer.errors import TrainerError
 
-    path = data if "://" in data else os.path.abspath(data)  # noqa: PTH100 - a link stays what it is called
+    path = _as_named(data)
     num_workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     columns = (
         BarColumn(),

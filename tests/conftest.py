@@ -98,8 +98,9 @@ def with_first_keys(redis_url: str) -> str:
 @contextmanager
 def running_api(settings: Settings) -> Iterator[str]:
     """The real application behind a real server, and its URL."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), http=Connection, port=0, log_config=None, access_log=False))
-    thread = threading.Thread(target=server.run)
+    config = uvicorn.Config(create_app(settings), http=Connection, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)  # a stream that nobody reads any more must not keep the tests from ending
     thread.start()
     try:
         wait_until(lambda: server.started, "the API listens")

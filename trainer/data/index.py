@@ -117,6 +117,11 @@ class Index:
         container = self.containers[int(self.container_n[row])]
         return f"{container}/{self.name(row)}" if container else self.name(row)
 
+    def all_names(self) -> list[str]:
+        """`name` of each row; all of them at once cost a tenth of one by one."""
+        blob, ends = b"" if self._names is None else self._names.tobytes(), self._name_end.tolist()
+        return [os.fsdecode(blob[begin:end]) for begin, end in zip([0, *ends], ends, strict=False)]
+
     def full_names(self) -> list[str]:
         return [self.full_name(row) for row in range(len(self))]
 
@@ -182,8 +187,9 @@ def _is_unchanged(listing: Listing, parent: Path, settled: bool) -> bool:
 
 def _with_ids_of(before: Index, listing: Listing) -> tuple[Listing, np.ndarray]:
     """The listing with the images of `before` in front, in their order, and which of them are gone."""
-    containers = before.containers + [name for name in listing.containers if name not in set(before.containers)]
-    renumbered = [containers.index(name) for name in listing.containers]
+    containers = list(dict.fromkeys(before.containers + listing.containers))
+    number_of = {name: number for number, name in enumerate(containers)}
+    renumbered = [number_of[name] for name in listing.containers]
     in_file = before.container_n is not None
     position = {((renumbered[listing.container[i]], name) if in_file else (0, name)): i for i, name in enumerate(listing.names)}
     merged = Listing(listing.kind, listing.root, containers=containers, skipped=listing.skipped, watched=listing.watched)
@@ -200,13 +206,13 @@ def _with_ids_of(before: Index, listing: Listing) -> tuple[Listing, np.ndarray]:
             merged.label.append(listing.label[i])
         is_gone.append(False)
 
-    for row in range(len(before)):
-        number = int(before.container_n[row]) if before.container_n is not None else 0
-        i = position.pop((number, before.name(row)), None)
+    numbers = [0] * len(before) if before.container_n is None else before.container_n.tolist()
+    for row, (number, name) in enumerate(zip(numbers, before.all_names(), strict=True)):
+        i = position.pop((number, name), None)
         if i is not None:
             take(i)
             continue
-        merged.names.append(before.name(row))
+        merged.names.append(name)
         if before.container_n is not None:
             merged.container.append(number)
             merged.offset.append(int(before.offset_n[row]))
