@@ -1,4 +1,5 @@
-"""The data path beside its peers', in one table: images per second from JPEG files to normalised batches.
+"""The data path beside its peers', in one table: images per second from JPEG files to batches: of uint8 crops (recipe crop), or normalised
+(moco-v2).
 
     python -m benchmarks.data [--images DIR] [--size 224] [--seconds S] [--only name,name] [--recipes crop,moco-v2] [--device cpu]
                               [--json FILE]
@@ -75,7 +76,8 @@ def ours(name: str, work: Work) -> Batches:
     def batches(num_workers: int) -> Iterator[Tensor]:
         with tempfile.TemporaryDirectory() as folder:
             for batch in ViewLoader(index_images(path, Path(folder) / "index"), spec, 0, 1, 0, num_workers):
-                yield normalise(batch.images.to(work.device, non_blocking=True), MEAN, STD)
+                pixels = batch.images.to(work.device, non_blocking=True)
+                yield pixels if work.recipe == "crop" else normalise(pixels, MEAN, STD)
 
     return batches
 
@@ -96,7 +98,7 @@ def bare(name: str, files: list[str], size: int, core: int, seconds: float, star
             area, ratio = height * width * draw.uniform(*SCALE), math.exp(draw.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
             w, h = min(width, round(math.sqrt(area * ratio))), min(height, round(math.sqrt(area / ratio)))
             top, left = draw.randint(0, height - h), draw.randint(0, width - w)
-            shrinks = w > size and h > size
+            shrinks = w > 2 * size or h > 2 * size  # as ours: up to half its size linear interpolation is enough
             crop = image[top : top + h, left : left + w]
             cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
         num += 1
@@ -120,7 +122,7 @@ def loader_rate(make: Batches, num_workers: int, seconds: float, device: str) ->
     """Images per second, and per CPU second of this process."""
     batches = make(num_workers)
     for batch in islice(batches, max(WARM_UP_BATCHES, 2 * num_workers)):
-        assert batch.dtype == torch.float32
+        assert batch.dtype in (torch.uint8, torch.float32)
     num, begun, cpu_begun = 0, time.perf_counter(), time.process_time()
     while (taken := time.perf_counter() - begun) < seconds or not num:
         num += len(next(batches))

@@ -1,4 +1,5 @@
-"""The other data paths of the benchmark, each as its documentation has it: every one ends in normalised float32 batches on the device.
+"""The other data paths of the benchmark, each as its documentation has it: recipe moco-v2 ends in normalised float32 batches on the
+device, crop in uint8 ones (kornia in float32, which it needs).
 
 torchvision       v2 on uint8 tensors; decoded by decode_jpeg (which needs a torchvision of PyTorch's own build) or Pillow, the faster one
 torchvision-pil   transforms on Pillow images, as MoCo's code has them
@@ -69,7 +70,7 @@ class Work:
 
 
 Batches = Callable[[int], Iterator[Tensor]]
-"""Of a number of loader processes, batches [b, 3, size, size] float32 on the device, without end."""
+"""Of a number of loader processes, batches [b, 3, size, size] on the device, without end."""
 
 
 def package(name: str) -> ModuleType:
@@ -142,7 +143,8 @@ def torchvision_v2(work: Work) -> Callable[[Tensor], Tensor]:
     if work.recipe == "moco-v2":
         steps += [v2.RandomApply([v2.ColorJitter(*COLOURS)], JITTER), v2.RandomGrayscale(GRAY)]
         steps += [v2.RandomApply([v2.GaussianBlur(KERNEL, SIGMA)], BLUR)]
-    return v2.Compose([*steps, v2.RandomHorizontalFlip(FLIP), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+    last = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)] if work.recipe == "moco-v2" else []
+    return v2.Compose([*steps, v2.RandomHorizontalFlip(FLIP), *last])
 
 
 def fastest_decoder(files: list[str]) -> Callable[[bytes], Tensor]:
@@ -177,7 +179,8 @@ def torchvision_pil(work: Work) -> Batches:
         steps += [t.RandomApply([t.ColorJitter(*COLOURS)], JITTER), t.RandomGrayscale(GRAY)]
         blur = t.Lambda(lambda image: image.filter(ImageFilter.GaussianBlur(random.uniform(*SIGMA))))
         steps += [t.RandomApply([blur], BLUR)]
-    transform = t.Compose([*steps, t.RandomHorizontalFlip(FLIP), t.ToTensor(), t.Normalize(MEAN, STD)])
+    last = [t.ToTensor(), t.Normalize(MEAN, STD)] if work.recipe == "moco-v2" else [t.PILToTensor()]
+    transform = t.Compose([*steps, t.RandomHorizontalFlip(FLIP), *last])
     return loaded(work, lambda data: transform(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
@@ -186,7 +189,8 @@ def albumentations(work: Work) -> Batches:
     steps = [a.RandomResizedCrop((work.size, work.size), SCALE, RATIO), a.HorizontalFlip(p=FLIP)]
     if work.recipe == "moco-v2":
         steps += [a.ColorJitter(*COLOURS, p=JITTER), a.ToGray(p=GRAY), a.GaussianBlur(blur_limit=0, sigma_limit=SIGMA, p=BLUR)]
-    transform = a.Compose([*steps, a.Normalize(MEAN, STD), to_tensor.ToTensorV2()])
+    last = [a.Normalize(MEAN, STD)] if work.recipe == "moco-v2" else []
+    transform = a.Compose([*steps, *last, to_tensor.ToTensorV2()])
     return loaded(work, lambda data: transform(image=read_rgb(data))["image"])
 
 
@@ -196,7 +200,7 @@ def kornia(work: Work) -> Batches:
     if work.recipe == "moco-v2":
         steps += [k.ColorJitter(*COLOURS, p=JITTER), k.RandomGrayscale(p=GRAY), k.RandomGaussianBlur((KERNEL, KERNEL), SIGMA, p=BLUR)]
     mean, std = torch.tensor(MEAN, device=work.device), torch.tensor(STD, device=work.device)
-    transform = torch.nn.Sequential(*steps, k.Normalize(mean, std))
+    transform = torch.nn.Sequential(*steps, *([k.Normalize(mean, std)] if work.recipe == "moco-v2" else []))
     height, width = read_rgb(Path(work.files[0]).read_bytes()).shape[:2]
 
     def pixels(data: bytes) -> np.ndarray:

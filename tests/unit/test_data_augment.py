@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from service.data_sections import Augmentation
 from tests.images import noise
 from trainer.data.augment import (
+    ViewDraws,
     apply_colours,
     augment,
     draw_colours,
@@ -237,3 +238,10 @@ def test_the_evaluation_view_is_the_middle_of_the_image_at_the_asked_size() -> N
     assert np.abs(evaluation_view(image, 20) - blocks[:, 5:25]).max() <= 0.5
     assert np.array_equal(evaluation_view(image[:, :40], 40), image[:, :40])
     assert evaluation_view(noise(10, 9, 5), 32).shape == (32, 32, 3)
+
+
+def test_one_generator_set_anew_draws_what_the_views_own_would() -> None:
+    """Seeds, epochs and instances of all sizes, in any order."""
+    draws = ViewDraws()
+    for key in [(0, 0, 0, 0), (2**31 - 1, 2**32 - 1, 2**50, 255), (3, 4, 10**8, 1), (0, 0, 0, 0)]:
+        assert list(draws(*key)) == list(view_draws(view_rng(*key)))

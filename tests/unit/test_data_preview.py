@@ -91,7 +91,8 @@ def test_of_other_than_three_channels_the_first_is_shown_as_grey(tmp_path: Path,
     for i in range(2):
         assert cv2.imwrite(str(tmp_path / f"{i}.png"), stored)
     spec = spec_of(tmp_path, {"channels": channels})
-    view = augment(stored, spec.augmentation, SIZE, view_rng(3, 0, 0, 0))
+    shown = cv2.cvtColor(stored, cv2.COLOR_BGRA2RGBA) if channels == 4 else stored  # OpenCV wrote blue first
+    view = augment(shown, spec.augmentation, SIZE, view_rng(3, 0, 0, 0))
     sheet, unreadable = draw_preview(indexed(tmp_path), spec, 1, 1)
     assert unreadable == []
     assert np.array_equal(tile(sheet, 0, 1), view[..., :1].repeat(3, axis=2))

@@ -12,7 +12,7 @@ import pytest
 from tests.images import indexed, noise_folder
 from trainer.data.decode import Unreadable
 from trainer.data.reader import Reader
-from trainer.data.reading import AHEAD, ReadAhead
+from trainer.data.reading import PIECE, PIECES_AHEAD, ReadAhead
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def reader(tmp_path: Path) -> Reader:
 def test_bytes_come_in_the_order_asked_for(reader: Reader, tmp_path: Path) -> None:
     """Of more images than are asked for at a time, and some twice."""
     rows = [*range(99, -1, -1), 3, 3]
-    assert len(rows) > AHEAD
+    assert len(rows) > PIECE * PIECES_AHEAD
     assert list(ReadAhead(reader, 10).read(rows)) == [(tmp_path / f"{row:03d}.png").read_bytes() for row in rows]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -11,18 +12,25 @@ from queue import SimpleQueue
 from trainer.data.decode import Unreadable
 from trainer.data.reader import Reader
 
-AHEAD = 32
-"""Most images whose bytes are held, or asked for, at a time."""
+PIECE = 8
+"""Images that a thread reads at a time: handing over single ones costs as much as reading a small file."""
+PIECES_AHEAD = 4
+"""Most pieces whose bytes are held, or asked for, at a time."""
 _POLL_SECONDS = 0.2
 
 
-class _Request:
-    __slots__ = ("begun", "done", "result", "row")
+class _Piece:
+    """Some rows, read one after another by one thread."""
 
-    def __init__(self, row: int) -> None:
-        self.row = row
+    def __init__(self, rows: list[int]) -> None:
+        self.rows = rows
+        self.results: list[bytes | Unreadable] = []
         self.begun: float | None = None
-        self.result: bytes | Unreadable | None = None
+        """When the row after the last result was begun."""
+        self.is_left = False
+        """Its thread hung for so long that what it still brings is not wanted."""
+        self.has_substitute = False
+        """A thread was started in the place of its own, which then ends with it."""
         self.done = threading.Lock()
         self.done.acquire()
 
@@ -32,46 +40,70 @@ class ReadAhead:
 
     def __init__(self, reader: Reader, timeout_seconds: float, num_threads: int = 4) -> None:
         self._reader, self._timeout = reader, timeout_seconds
-        self._requests: SimpleQueue[_Request] = SimpleQueue()
+        self._pieces: SimpleQueue[_Piece] = SimpleQueue()
         self._num_threads = num_threads if reader.takes_threads else 1
-        self._threads_started = 0
+        self._has_threads = False
 
     def read(self, rows: Iterable[int]) -> Iterator[bytes | Unreadable]:
         """The bytes of each row, in order."""
-        while self._threads_started < self._num_threads:
-            self._start_thread()
-        pending: deque[_Request] = deque()
-        for row in rows:
-            request = _Request(row)
-            pending.append(request)
-            self._requests.put(request)
-            if len(pending) >= AHEAD:
-                yield self._result(pending.popleft())
-        while pending:
-            yield self._result(pending.popleft())
-
-    def _result(self, request: _Request) -> bytes | Unreadable:
-        while not request.done.acquire(timeout=_POLL_SECONDS):
-            if request.begun is not None and time.monotonic() - request.begun > self._timeout:
+        if not self._has_threads:
+            self._has_threads = True
+            for _ in range(self._num_threads):
                 self._start_thread()
-                return Unreadable("timeout", f"it could not be read within {self._timeout:g} s")
-        assert request.result is not None
-        return request.result
+        asked: deque[_Piece] = deque()
+        left = iter(rows)
+        while True:
+            while len(asked) < PIECES_AHEAD and (of_piece := list(itertools.islice(left, PIECE))):
+                asked.append(self._ask(of_piece))
+            if not asked:
+                return
+            yield from self._results(asked.popleft(), asked)
+
+    def _ask(self, rows: list[int]) -> _Piece:
+        piece = _Piece(rows)
+        self._pieces.put(piece)
+        return piece
+
+    def _results(self, piece: _Piece, later: Iterable[_Piece]) -> list[bytes | Unreadable]:
+        found: list[bytes | Unreadable] = []
+        while not piece.done.acquire(timeout=_POLL_SECONDS):
+            for other in (piece, *later):  # a thread that hangs over a later one may be the one that this waits for
+                if self._hangs(other) and not other.has_substitute:
+                    other.has_substitute = True
+                    self._start_thread()
+            if self._hangs(piece):
+                piece.is_left = True
+                results = list(piece.results)
+                found += [*results, Unreadable("timeout", f"it could not be read within {self._timeout:g} s")]
+                if len(results) + 1 == len(piece.rows):
+                    return found
+                piece = self._ask(piece.rows[len(results) + 1 :])
+        return found + piece.results
+
+    def _hangs(self, piece: _Piece) -> bool:
+        return piece.begun is not None and time.monotonic() - piece.begun > self._timeout
 
     def _start_thread(self) -> None:
-        self._threads_started += 1
-        threading.Thread(target=self._work, args=(self._requests,), name="read-ahead", daemon=True).start()
+        threading.Thread(target=self._work, name="read-ahead", daemon=True).start()
 
-    def _work(self, requests: SimpleQueue[_Request]) -> None:
+    def _work(self) -> None:
         while True:
-            request = requests.get()
-            request.begun = begun = time.monotonic()
-            try:
-                request.result = self._reader.read(request.row)
-            except Unreadable as error:
-                request.result = error
-            except Exception as error:  # of a library underneath: the image is as lost
-                request.result = Unreadable("read error", f"{type(error).__name__}: {error}")
-            request.done.release()
-            if time.monotonic() - begun > self._timeout:
-                return  # another thread has taken this one's place
+            piece = self._pieces.get()
+            for row in piece.rows:
+                piece.begun = time.monotonic()
+                result = self._read(row)
+                if piece.is_left:
+                    return  # another thread has taken this one's place
+                piece.results.append(result)
+            piece.begun = None
+            piece.done.release()
+            if piece.has_substitute:
+                return
+
+    def _read(self, row: int) -> bytes | Unreadable:
+        try:
+            return self._reader.read(row)
+        except Unreadable as error:
+            return error
+        except Exception as error:  # of a library underneath: the image is as lost
+            return Unreadable("read error", f"{type(error).__name__}: {error}")

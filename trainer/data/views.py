@@ -16,14 +16,13 @@ from service.spec import RunSpec
 from trainer.data.augment import (
     Colours,
     Geometry,
+    ViewDraws,
     apply_colours,
     apply_geometry,
     colours_as_array,
     draw_colours,
     draw_geometry,
     evaluation_view,
-    view_draws,
-    view_rng,
 )
 from trainer.data.decode import Unreadable, decode
 from trainer.data.headers import read_header
@@ -143,6 +142,7 @@ class Views(Dataset[Made]):
     def __init__(self, index: Index, spec: RunSpec, decoded_bytes: int, *, colours_on_device: bool) -> None:
         self.spec, self.colours_on_device = spec, colours_on_device
         self.decoder = Decoder(index, spec, decoded_bytes)
+        self._draws: ViewDraws | None = None
 
     def __getitem__(self, task: Task) -> Made:
         begun, read_before = time.perf_counter(), self.decoder.read_seconds
@@ -164,7 +164,9 @@ class Views(Dataset[Made]):
     def _views(self, row: int, found: bytes | np.ndarray | Unreadable, instance: int, epoch: int, out: np.ndarray) -> list[Colours]:
         """Write an image's views into `out` [V, S, S, C]; returns what is yet to be done to their colours. Raises Unreadable."""
         spec, size, channels = self.spec.augmentation, self.spec.data.image_size, self.spec.data.channels
-        draws = [view_draws(view_rng(self.spec.seed, epoch, instance, view)) for view in range(len(out))]
+        if self._draws is None:
+            self._draws = ViewDraws()
+        draws = [self._draws(self.spec.seed, epoch, instance, view) for view in range(len(out))]
         shape = _stored_shape(found) if channels == 3 else None
         cuts: list[Geometry] = []
         reduce = 1
