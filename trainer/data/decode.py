@@ -6,7 +6,6 @@ import io
 
 import cv2
 import numpy as np
-import tifffile
 
 
 class Unreadable(Exception):
@@ -50,6 +49,8 @@ def decode(data: bytes, channels: int = 3, reduce: int = 1) -> np.ndarray:
 
 def _tiff(data: bytes) -> np.ndarray:
     """[H, W, C] of any number of channels, which OpenCV does not take; interleaved or plane by plane."""
+    import tifffile  # a loader process that never sees such a file is smaller without
+
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             page = file.pages.first
