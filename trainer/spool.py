@@ -22,10 +22,17 @@ class EventSpool:
         """Append one event, whole: a reader takes a line only with its line feed. Values are checked against the schema."""
         with self.path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            event = job_event.validate_python({"kind": kind, "seq": _next_seq(file), "time": time.time(), **fields})
+            event = job_event.validate_python(
+                {"kind": kind, "seq": _next_seq(file), "time": time.time(), **{name: _clean(value) for name, value in fields.items()}}
+            )
             file.write(event.model_dump_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _clean(value: Any) -> Any:
+    """A text that JSON can hold: names of files need not be UTF-8."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _next_seq(file: BinaryIO) -> int:

@@ -59,8 +59,8 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
         watch.enter(phase)
 
     enter("indexing")
-    images = _from_first(process, lambda: prepare_images(spec, run_dir.index / "images", watch.beat))
-    labelled = _from_first(process, lambda: load_labelled(spec.evaluation, run_dir.index) if spec.evaluation.labelled else None)
+    images = _from_first(process, watch, lambda: prepare_images(spec, run_dir.index / "images", watch.beat))
+    labelled = _from_first(process, watch, lambda: load_labelled(spec.evaluation, run_dir.index) if spec.evaluation.labelled else None)
     images_sha256 = images.sha256
     try:
         check_fits_dataset(spec, len(images), images.num_classes)
@@ -73,7 +73,7 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
     engine = build_engine(spec, encoder, classifier)
     dtype = next(encoder.parameters()).dtype
 
-    saved = _from_first(process, lambda: find_start(run_dir.checkpoints, start_from, spec, plan))
+    saved = _from_first(process, watch, lambda: find_start(run_dir.checkpoints, start_from, spec, plan))
     start_step = step = saved.step if saved else 0
     knn = saved.knn if saved else None  # of the last evaluation, where it was at this step
     if saved:
@@ -215,22 +215,23 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
     return ExitCode.FINISHED
 
 
-def _from_first(process: Process, ask: Callable[[], T]) -> T:
+def _from_first(process: Process, watch: Watch, ask: Callable[[], T]) -> T:
     """What `ask` returns, or raises, on rank 0, on every rank: one rank looks at the file system, all act alike."""
-    if process.world_size == 1:
-        return ask()
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask) if process.is_first else None
         while True:  # looking through a hundred million images takes longer than a collective may
+            watch.beat()
             answer: list[T | Exception | None] = [StillAsking()]
             if asked is not None:
                 try:
                     answer[0] = asked.result(timeout=STILL_ASKING_SECONDS)
                 except TimeoutError:
-                    pass
+                    if asked.done():  # the file system's own
+                        raise
                 except TrainerError as error:
                     answer[0] = error
-            dist.broadcast_object_list(answer, src=0)
+            if process.world_size > 1:
+                dist.broadcast_object_list(answer, src=0)
             if isinstance(answer[0], StillAsking):
                 continue
             if isinstance(answer[0], Exception):

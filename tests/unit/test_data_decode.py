@@ -113,3 +113,12 @@ def test_the_end_of_a_preview_within_a_photograph_is_not_taken_for_its_own(tmp_p
     assert decode(photograph).shape == (64, 64, 3)
     with pytest.raises(Unreadable, match="too early"):
         decode(photograph[: len(segment) + len(whole) // 2])
+
+
+def test_a_film_behind_a_photograph_does_not_make_it_a_truncated_one() -> None:
+    """As telephones write them: any bytes may follow the end of the image."""
+    photograph = cv2.imencode(".jpg", noise(5, 64, 64))[1].tobytes()
+    film = np.random.default_rng(0).integers(0, 256, 100_000, np.uint8).tobytes() + b"\xff\xda\x00"
+    assert decode(photograph + film).shape == (64, 64, 3)
+    with pytest.raises(Unreadable, match="too early"):
+        decode(photograph[: len(photograph) // 2])

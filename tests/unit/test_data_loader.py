@@ -135,6 +135,19 @@ def test_duplicates_come_with_the_class_that_they_share(tmp_path: Path) -> None:
     assert [color_of[tuple(view[:, 8, 8].tolist())] for view in batch.images] == batch.classes.tolist()
 
 
+def test_an_image_that_is_kept_while_a_batch_is_made_shifts_no_other(tmp_path: Path) -> None:
+    """It stands in for a damaged one, and comes a second time later in the same batch; and images may come twice in one."""
+    spec = make_spec(color_folder(tmp_path, 12), batch_size=12, **PLAIN)
+    images = indexed(tmp_path)
+    (tmp_path / images.name(0)).write_bytes(b"")
+    views = Views(images.index, spec, 2**30, colours_on_device=False)
+    rows = np.array([5, 0, 5, 9, 2, 8, 2])
+    spares = np.full((len(rows), NUM_SPARES), 2)
+    made = views[Task(rows, rows, np.zeros(len(rows), np.int64), spares, spares)]
+    assert made.instances.tolist() == [5, 2, 5, 9, 2, 8, 2]
+    assert [tuple(view[:, 8, 8].tolist()) for view in made.pixels] == [plain_color(i) for i in made.instances.tolist()]
+
+
 class Fatal(Views):
     """Dies over image 3."""
 

@@ -217,3 +217,48 @@ def test_a_source_that_cannot_serve_is_refused_with_what_it_holds(tmp_path: Path
     assert message in str(refused.value)
     assert str(tmp_path) in str(refused.value)
     assert not (tmp_path / ".index").exists()
+
+
+def test_images_of_one_name_are_told_apart_when_an_index_is_brought_up_to_date(tmp_path: Path) -> None:
+    """A tar that holds a name twice, as `tar -r` makes them."""
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for i in range(3):
+            tar.add(write_image(tmp_path / f"{i}.png", noise(i)), "same.png")
+    before = index_images(tmp_path / "shard.tar", tmp_path / "before").index
+    after = write_index(list_source(str(tmp_path / "shard.tar")), tmp_path / "after", before)
+    assert after.gone_n is None
+    assert after.offset_n.tolist() == before.offset_n.tolist()
+    assert len(set(after.offset_n.tolist())) == 3
+
+
+def test_an_index_of_other_data_is_not_taken_for_an_older_one(tmp_path: Path) -> None:
+    """A folder whose images were put into tars keeps no id, and loses nothing."""
+    folder = labelled_folder(tmp_path / "images")
+    before = indexed(folder).index
+    as_tar(folder, tmp_path / "0.tar")
+    for file in folder.rglob("*.png"):
+        file.unlink()
+    (tmp_path / "0.tar").rename(folder / "0.tar")
+    after = Images(write_index(list_source(str(folder)), tmp_path / "after", before))
+    assert (len(after), after.index.gone_n) == (6, None)
+    assert len(pixels(after)) == 6
+
+
+def test_a_list_made_by_find_and_a_folder_with_a_link_to_itself_are_read(tmp_path: Path) -> None:
+    """`find .` puts ./ before each path; such a link is no image, and no reason to refuse the others."""
+    noise_folder(tmp_path / "images", 3)
+    (tmp_path / "images" / "loop").symlink_to("loop")
+    assert len(indexed(tmp_path / "images")) == 3
+    (tmp_path / "images" / "list.txt").write_text("./000.png\n./001.png\n")
+    assert names(index_images(tmp_path / "images" / "list.txt", tmp_path / "index")) == ["000.png", "001.png"]
+
+
+def test_more_parquet_files_than_may_be_open_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest are closed."""
+    monkeypatch.setattr("trainer.data.parquets._MOST_OPEN", 2)
+    folder = labelled_folder(tmp_path / "images")
+    (tmp_path / "files").mkdir()
+    for i in range(5):
+        as_parquet(folder, tmp_path / "files" / f"{i}.parquet")
+    images = indexed(tmp_path / "files")
+    assert all(np.array_equal(a, b) for a, b in zip(pixels(images), 5 * pixels(indexed(folder)), strict=True))

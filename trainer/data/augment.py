@@ -25,6 +25,8 @@ from service.data_sections import Augmentation
 
 _CROP_TRIES = 10
 _NUM_DRAWS = 2 * _CROP_TRIES + 17
+_LONGEST = 8
+"""Times its shorter side that an image is looked at in its length for evaluation, before its centre is cut out."""
 _AREA_CHANNELS = 4
 """OpenCV's area interpolation takes no more at a time."""
 
@@ -199,6 +201,10 @@ def colours_as_array(colours: Sequence[Colours]) -> np.ndarray:
 
 def evaluation_view(image: np.ndarray, size: int) -> np.ndarray:
     """The shorter side brought to `size` (area interpolation to shrink, bicubic to enlarge), then the centre; [size, size, C]."""
+    most = _LONGEST * min(image.shape[:2])
+    if max(image.shape[:2]) > most:  # a strip: most of it is cut off, and need not be brought to size first
+        top, left = (max(0, (side - most) // 2) for side in image.shape[:2])
+        image = image[top : top + most, left : left + most]
     height, width = image.shape[:2]
     scale = size / min(height, width)
     height, width = max(size, round(height * scale)), max(size, round(width * scale))

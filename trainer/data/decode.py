@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import cv2
 import numpy as np
@@ -76,10 +77,26 @@ def _in_8_bits(pixels: np.ndarray, channels: int) -> np.ndarray:
     return pixels
 
 
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+
+
+def _has_end(data: bytes) -> bool:
+    """Whether the markers of a JPEG lead to its end."""
+    at = 2
+    while found := _MARKER.search(data, at):
+        kind = data[found.start() + 1]
+        if kind == 0xD9:
+            return True
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return False
+
+
 def is_truncated(data: bytes) -> bool:
     """Whether a JPEG, PNG or WebP file lacks its end: decoders fill what is missing with grey, and say nothing."""
     if data.startswith(b"\xff\xd8"):  # the end of the image stands behind its last scan; a preview has an end of its own before that
-        return not data.endswith(b"\xff\xd9") and data.rfind(b"\xff\xd9") < max(2, data.rfind(b"\xff\xda"))
+        if data.endswith(b"\xff\xd9") or data.rfind(b"\xff\xd9") > max(2, data.rfind(b"\xff\xda")):
+            return False
+        return not _has_end(data)  # a film behind the picture, as telephones write it, has such bytes anywhere
     if data.startswith(b"\x89PNG"):
         return data.rfind(b"IEND") < 0
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":

@@ -21,6 +21,7 @@ from itertools import combinations
 
 import cv2
 import numpy as np
+from numpy.lib.format import open_memmap  # which reads no pickle
 
 from trainer.data.decode import Unreadable
 from trainer.data.index import Index
@@ -75,7 +76,7 @@ def find_duplicates(index: Index, *, num_workers: int, progress: Callable[[int, 
 def load_groups(index: Index) -> np.ndarray | None:
     """What `find_duplicates` found before, [N] int64; None where it is not there, or not of this index."""
     try:
-        group_n = np.load(index.directory / FILE)
+        group_n = np.array(open_memmap(index.directory / FILE, mode="r"))
     except (OSError, ValueError, EOFError):
         return None
     row_n = np.arange(len(index))

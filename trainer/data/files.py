@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -14,7 +15,7 @@ from service.layout import write_whole
 from trainer.errors import BadData
 
 CACHE_DIR = "MILLIONWAY_CACHE_DIR"
-"""Environment variable: the folder of the cache; default: millionway-cache in the system's folder for temporary files."""
+"""Environment variable: the folder of the cache; default: millionway-cache-UID in the system's folder for temporary files."""
 _NUM_BUCKETS = 64
 
 
@@ -78,14 +79,15 @@ class Files:
             return data
         except OSError:
             data = self.remote.cat_file(path, start=begin or None, end=end)
-        bucket.mkdir(parents=True, exist_ok=True)
-        write_whole(bucket / key, data)
-        _trim(bucket, self.cache_bytes // _NUM_BUCKETS)
+        with contextlib.suppress(OSError):  # a disk that is full: the next time it is fetched again
+            bucket.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_whole(bucket / key, data)
+            _trim(bucket, self.cache_bytes // _NUM_BUCKETS)
         return data
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get(CACHE_DIR) or Path(tempfile.gettempdir()) / "millionway-cache")
+    return Path(os.environ.get(CACHE_DIR) or Path(tempfile.gettempdir()) / f"millionway-cache-{os.getuid()}")
 
 
 def _read_all(file: IO[bytes], length: int | None) -> bytes:
@@ -104,6 +106,8 @@ def _trim(bucket: Path, most_bytes: int) -> None:
     """Remove what was used the longest ago until the bucket fits. Another process may do the same at the same time."""
     found = []
     for file in bucket.iterdir():
+        if file.name.startswith("."):  # another process is writing it
+            continue
         try:
             status = file.stat()
         except FileNotFoundError:

@@ -69,9 +69,13 @@ def _local_names(root: str, listing: Listing) -> list[str]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                try:
+                    is_dir, is_file = entry.is_dir(), entry.is_file()
+                except OSError:  # a link that leads to itself
+                    is_dir = is_file = False
+                if is_dir:
                     folders.append(f"{prefix}{entry.name}/")
-                elif entry.is_file():
+                elif is_file:
                     names.append(prefix + entry.name)
                 else:
                     listing.skipped.add("that are no files, or links to nothing", prefix + entry.name)

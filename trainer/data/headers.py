@@ -61,7 +61,7 @@ def _jpeg(data: bytes) -> tuple[int, int, int, int, int]:
         if marker in range(0xC0, 0xD0) and marker not in (0xC4, 0xC8, 0xCC):  # a start of frame
             return data[at + 9], data[at + 4], orientation, *struct.unpack_from(">HH", data, at + 5)
         (length,) = struct.unpack_from(">H", data, at + 2)
-        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0" and not orientation:
             orientation = _exif(data[at + 10 : at + 2 + length])
         at += 2 + length
     return 0, 0, orientation, 0, 0

@@ -20,12 +20,14 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import open_memmap  # which reads no pickle
 
 from service.layout import write_whole
 from trainer.durable import sync
@@ -92,7 +94,7 @@ class Index:
             self.skipped = Skipped(**about["skipped"])
             self.sha256: str = about["sha256"]
             self._names = np.memmap(directory / "names.bin", np.uint8, "r") if (directory / "names.bin").stat().st_size else None
-            self._name_end = np.load(directory / "name_end.npy", mmap_mode="r")
+            self._name_end = open_memmap(directory / "name_end.npy", mode="r")
             arrays = {name: _load(directory / f"{name}.npy") for name in _OPTIONAL}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadData(f"{str(directory)!r} is no index ({error}): remove it, and run `millionway index` again") from None
@@ -127,7 +129,7 @@ class Index:
 
 
 def _load(path: Path) -> np.ndarray | None:
-    return np.load(path, mmap_mode="r") if path.exists() else None
+    return open_memmap(path, mode="r") if path.exists() else None
 
 
 def write_index(listing: Listing, directory: Path, before: Index | None = None, *, settled: bool = False) -> Index:
@@ -136,7 +138,7 @@ def write_index(listing: Listing, directory: Path, before: Index | None = None, 
 
     Raises OSError where the directory cannot be written.
     """
-    if before is not None:
+    if before is not None and (before.kind, before.root) == (listing.kind, listing.root):  # else it is of other data
         listing, gone = _with_ids_of(before, listing)
     else:
         gone = np.zeros(len(listing.names), bool)
@@ -172,7 +174,7 @@ def write_index(listing: Listing, directory: Path, before: Index | None = None, 
     _write_folder(directory, about, blob, arrays)
     if holds_until_now:
         watched = listing.watched
-        if directory.parent == Path(listing.root) and "" in watched:  # which writing the index has changed
+        if _watches(listing, directory.parent):  # writing the index has changed it
             watched = watched | {"": directory.parent.stat().st_mtime_ns}
         write_whole(directory / "watched.json", json.dumps(watched))
     return Index(directory)
@@ -182,7 +184,12 @@ def _is_unchanged(listing: Listing, parent: Path, settled: bool) -> bool:
     """Whether what was listed is certain to have been listed as it is now, as far as writing into `parent` may disturb that."""
     if not listing.watched or (not settled and max(listing.watched.values()) > listing.begun_at - _RACY_NS):
         return False
-    return "" not in listing.watched or parent != Path(listing.root) or parent.stat().st_mtime_ns == listing.watched[""]
+    return not _watches(listing, parent) or parent.stat().st_mtime_ns == listing.watched[""]
+
+
+def _watches(listing: Listing, parent: Path) -> bool:
+    """Whether the folder that the index is written into is itself watched."""
+    return "" in listing.watched and listing.kind != "list" and parent == Path(listing.root)
 
 
 def _with_ids_of(before: Index, listing: Listing) -> tuple[Listing, np.ndarray]:
@@ -191,7 +198,8 @@ def _with_ids_of(before: Index, listing: Listing) -> tuple[Listing, np.ndarray]:
     number_of = {name: number for number, name in enumerate(containers)}
     renumbered = [number_of[name] for name in listing.containers]
     in_file = before.container_n is not None
-    position = {((renumbered[listing.container[i]], name) if in_file else (0, name)): i for i, name in enumerate(listing.names)}
+    of_listing = [renumbered[number] for number in listing.container] if in_file else [0] * len(listing.names)
+    position = {key: i for i, key in enumerate(_numbered(of_listing, listing.names))}
     merged = Listing(listing.kind, listing.root, containers=containers, skipped=listing.skipped, watched=listing.watched)
     merged.label = None if listing.label is None else []
     is_gone = []
@@ -207,8 +215,8 @@ def _with_ids_of(before: Index, listing: Listing) -> tuple[Listing, np.ndarray]:
         is_gone.append(False)
 
     numbers = [0] * len(before) if before.container_n is None else before.container_n.tolist()
-    for row, (number, name) in enumerate(zip(numbers, before.all_names(), strict=True)):
-        i = position.pop((number, name), None)
+    for row, (number, name, occurrence) in enumerate(_numbered(numbers, before.all_names())):
+        i = position.pop((number, name, occurrence), None)
         if i is not None:
             take(i)
             continue
@@ -223,6 +231,14 @@ def _with_ids_of(before: Index, listing: Listing) -> tuple[Listing, np.ndarray]:
     for i in position.values():
         take(i)
     return merged, np.array(is_gone, bool)
+
+
+def _numbered(containers: Sequence[int], names: Sequence[str]) -> Iterator[tuple[int, str, int]]:
+    """Each with how often it came before: a tar may hold a name twice, and rows of a parquet file may all have the same."""
+    seen: Counter[tuple[int, str]] = Counter()
+    for key in zip(containers, names, strict=True):
+        yield *key, seen[key]
+        seen[key] += 1
 
 
 def _write_folder(directory: Path, about: dict[str, Any], blob: bytes, arrays: dict[str, np.ndarray]) -> None:

@@ -75,7 +75,7 @@ def _listing(files: Files, rows: Iterable[tuple[str, str | None]]) -> Listing:
     labels: list[str | None] = []
     seen: set[str] = set()
     for path, label in rows:
-        name = path.strip().removeprefix(root + "/")
+        name = path.strip().removeprefix(root + "/").removeprefix("./")
         if not name:
             listing.skipped.add("that are empty paths", path)
         elif not is_inside(name):
@@ -98,4 +98,4 @@ def _is_inside(root: str, realpath: Callable[[str], str], name: str) -> bool:
     if is_url(root) or not folder:
         return True
     real = realpath(f"{root}/{folder}")  # a link in between may lead anywhere
-    return real.startswith(realpath(root) + "/")
+    return f"{real}/".startswith(f"{realpath(root)}/")

@@ -7,6 +7,7 @@ starts. A loader process is handed the rows of its batch, and reads them through
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from trainer.data.images import Images
 from trainer.data.processes import in_order
 from trainer.data.sampler import Sampler, rank_share, substitutes
 from trainer.data.views import NUM_SPARES, Bad, EvaluationViews, Task, Views
+
+log = logging.getLogger(__name__)
 
 DECODED_BYTES = 512 * 2**20
 """Most memory per rank for decoded images; images that do not fit are decoded anew in each epoch."""
@@ -100,6 +103,10 @@ def iterate_images(
     chunks = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
     tasks = (Task(chunk, images.rows(chunk)) for chunk in chunks)
     for chunk, made in zip(chunks, in_order(EvaluationViews(images.index, spec, size), tasks, num_workers), strict=True):
+        for bad in made.bad:
+            log.warning(
+                "%s of %r cannot be used (%s): a grey image stands for it", images.index.full_name(bad.row), images.index.root, bad.cause
+            )
         yield made.pixels, torch.from_numpy(chunk)
 
 

@@ -14,6 +14,8 @@ from trainer.data.index import Listing
 from trainer.errors import BadData
 
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
+_MOST_OPEN = 64
+"""Files that a process holds open: it may have no more than a thousand in all."""
 _MOST_GROUP_BYTES = 256 * 2**20
 """Row groups that a process holds: no image is read alone, and the next ones of a block of files are in the same groups."""
 
@@ -112,7 +114,7 @@ class ParquetReader:
 
     def __init__(self, files: Files, names: Sequence[str]) -> None:
         self._files, self._names = files, names
-        self._open: dict[int, tuple[Any, str, list[int]]] = {}
+        self._open: OrderedDict[int, tuple[Any, str, list[int]]] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self._group_bytes = 0
 
@@ -127,6 +129,9 @@ class ParquetReader:
                 end += file.metadata.row_group(group).num_rows
                 ends.append(end)
             self._open[container] = (file, column, ends)
+            if len(self._open) > _MOST_OPEN:
+                self._open.popitem(last=False)[1][0].close(force=True)
+        self._open.move_to_end(container)
         file, column, ends = self._open[container]
         group = bisect.bisect_right(ends, row)
         values = self._groups.get((container, group))

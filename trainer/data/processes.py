@@ -60,6 +60,7 @@ def in_order(dataset: Views | EvaluationViews, tasks: Iterator[Task], num_worker
                 dead = _dead(answers)
                 if not dead:
                     raise
+                answers._shutdown_workers()  # the others hold memory that may be what was short, and take notes
                 deaths += 1
                 at = np.fromfile(notes, np.int64)[dead] - 1
                 blamed.update(int(row) for row in at if row >= 0)

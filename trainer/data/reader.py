@@ -10,7 +10,6 @@ from trainer.data.decode import Unreadable, decode
 from trainer.data.files import Files
 from trainer.data.index import Index
 from trainer.data.parquets import ParquetReader
-from trainer.errors import BadData
 
 
 class Reader:
@@ -44,8 +43,8 @@ class Reader:
         except OSError as error:
             code = errno.errorcode.get(error.errno or 0, "")
             raise Unreadable("read error", f"{error.strerror or error} {code}".strip()) from None
-        except BadData as error:
-            raise Unreadable("read error", str(error)) from None
+        except Exception as error:  # BadData, and whatever a library raises on a damaged or unreachable file
+            raise Unreadable("read error", f"{type(error).__name__}: {error}") from None
         if len(data) < length:
             raise Unreadable("truncated", f"the tar file ends {length - len(data):,} bytes before the image does")
         return data

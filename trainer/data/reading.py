@@ -43,6 +43,8 @@ class ReadAhead:
         self._pieces: SimpleQueue[_Piece] = SimpleQueue()
         self._num_threads = num_threads if reader.takes_threads else 1
         self._has_threads = False
+        self._asked: list[_Piece] = []
+        """All that were asked for and not had, of reads within others too."""
 
     def read(self, rows: Iterable[int]) -> Iterator[bytes | Unreadable]:
         """The bytes of each row, in order."""
@@ -57,41 +59,47 @@ class ReadAhead:
                 asked.append(self._ask(of_piece))
             if not asked:
                 return
-            yield from self._results(asked.popleft(), asked)
+            yield from self._results(asked.popleft())
 
     def _ask(self, rows: list[int]) -> _Piece:
         piece = _Piece(rows)
+        self._asked.append(piece)
         self._pieces.put(piece)
         return piece
 
-    def _results(self, piece: _Piece, later: Iterable[_Piece]) -> list[bytes | Unreadable]:
+    def _results(self, piece: _Piece) -> list[bytes | Unreadable]:
         found: list[bytes | Unreadable] = []
         while not piece.done.acquire(timeout=_POLL_SECONDS):
-            for other in (piece, *later):  # a thread that hangs over a later one may be the one that this waits for
+            for other in self._asked:  # a thread that hangs over another piece may be the one that this waits for
                 if self._hangs(other) and not other.has_substitute:
                     other.has_substitute = True
                     self._start_thread()
             if self._hangs(piece):
                 piece.is_left = True
+                self._asked.remove(piece)
                 results = list(piece.results)
                 found += [*results, Unreadable("timeout", f"it could not be read within {self._timeout:g} s")]
                 if len(results) + 1 == len(piece.rows):
                     return found
                 piece = self._ask(piece.rows[len(results) + 1 :])
+        self._asked.remove(piece)
         return found + piece.results
 
     def _hangs(self, piece: _Piece) -> bool:
-        return piece.begun is not None and time.monotonic() - piece.begun > self._timeout
+        begun = piece.begun  # the thread may set it anew in between
+        return begun is not None and time.monotonic() - begun > self._timeout
 
     def _start_thread(self) -> None:
         threading.Thread(target=self._work, name="read-ahead", daemon=True).start()
 
     def _work(self) -> None:
+        # Where readers are for one thread, each has its own: this may be in the place of one that still hangs.
+        reader = self._reader if self._reader.takes_threads else Reader(self._reader.index, self._reader.files.cache_bytes)
         while True:
             piece = self._pieces.get()
             for row in piece.rows:
                 piece.begun = time.monotonic()
-                result = self._read(row)
+                result = _read(reader, row)
                 if piece.is_left:
                     return  # another thread has taken this one's place
                 piece.results.append(result)
@@ -100,10 +108,11 @@ class ReadAhead:
             if piece.has_substitute:
                 return
 
-    def _read(self, row: int) -> bytes | Unreadable:
-        try:
-            return self._reader.read(row)
-        except Unreadable as error:
-            return error
-        except Exception as error:  # of a library underneath: the image is as lost
-            return Unreadable("read error", f"{type(error).__name__}: {error}")
+
+def _read(reader: Reader, row: int) -> bytes | Unreadable:
+    try:
+        return reader.read(row)
+    except Unreadable as error:
+        return error
+    except Exception as error:  # of a library underneath: the image is as lost
+        return Unreadable("read error", f"{type(error).__name__}: {error}")

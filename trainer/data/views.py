@@ -98,9 +98,10 @@ class Decoder:
             self._ahead = ReadAhead(Reader(self.index, round(data.cache_gib * 2**30)), data.read_timeout_seconds)
         wanted = [int(row) for row in rows]
         decoded = self.decoded if self.decoded is not None else {}
-        arriving = self._ahead.read([row for row in wanted if row not in decoded])
-        for row in wanted:
-            if (image := decoded.get(row)) is not None:
+        kept = [decoded.get(row) for row in wanted]  # now: others may be kept while this goes on
+        arriving = self._ahead.read([row for row, image in zip(wanted, kept, strict=True) if image is None])
+        for image in kept:
+            if image is not None:
                 yield image
                 continue
             begun = time.perf_counter()
@@ -118,7 +119,10 @@ class Decoder:
             if row in self.crashers:
                 raise Unreadable("crashes the decoder", "processes that decoded it have died")
             self._take_note(row)
-        image = decode(found, self.spec.data.channels, reduce)
+        try:
+            image = decode(found, self.spec.data.channels, reduce)
+        except MemoryError:
+            raise Unreadable("too large", "there is no memory for its pixels") from None
         # One that may be wanted at a part of its size is not kept: whether it still is would change its views.
         if self.decoded is not None and min(image.shape[:2]) < 2 * self.spec.data.image_size and reduce == 1:
             self.room -= image.nbytes
@@ -164,9 +168,7 @@ class Views(Dataset[Made]):
     def _views(self, row: int, found: bytes | np.ndarray | Unreadable, instance: int, epoch: int, out: np.ndarray) -> list[Colours]:
         """Write an image's views into `out` [V, S, S, C]; returns what is yet to be done to their colours. Raises Unreadable."""
         spec, size, channels = self.spec.augmentation, self.spec.data.image_size, self.spec.data.channels
-        if self._draws is None:
-            self._draws = ViewDraws()
-        draws = [self._draws(self.spec.seed, epoch, instance, view) for view in range(len(out))]
+        draws = self._draws_of(epoch, instance, len(out))
         shape = _stored_shape(found) if channels == 3 else None
         cuts: list[Geometry] = []
         reduce = 1
@@ -174,6 +176,10 @@ class Views(Dataset[Made]):
             cuts = [draw_geometry(spec, *shape, of_view) for of_view in draws]
             reduce = max(part for part in (1, 2, 4, 8) if all(min(cut.height, cut.width) >= part * size for cut in cuts) or part == 1)
         image = self.decoder.pixels(row, found, reduce)
+        if cuts and shape is not None and image.shape[:2] != tuple(-(-side // reduce) for side in shape):
+            # The decoder turned what its header does not say to turn, or the header lies.
+            draws = self._draws_of(epoch, instance, len(out))
+            cuts, reduce, image = [], 1, self.decoder.pixels(row, found)
         if not cuts:
             cuts = [draw_geometry(spec, *image.shape[:2], of_view) for of_view in draws]
         elif reduce > 1:
@@ -184,6 +190,11 @@ class Views(Dataset[Made]):
             out[view] = cropped if self.colours_on_device else apply_colours(cropped, drawn)
             colours.append(drawn)
         return colours
+
+    def _draws_of(self, epoch: int, instance: int, num_views: int) -> list[Iterator[float]]:
+        if self._draws is None:
+            self._draws = ViewDraws()
+        return [self._draws(self.spec.seed, epoch, instance, view) for view in range(num_views)]
 
     def _of_a_spare(self, task: Task, i: int, out: np.ndarray, bad: list[Bad]) -> tuple[int, list[Colours]]:
         """Views of the first of the spare images that can be read, and its instance; of a grey one of the image's own where none can."""
