@@ -245,7 +245,7 @@ def test_logs_that_the_api_cannot_store_do_not_hold_back_the_report(
 ) -> None:
     """As long as heartbeats succeed it is tried for a while; then the run ends, and its reason says what is missing."""
     shipper, directory, run_id = attempt
-    monkeypatch.setattr("service.worker.link.STUCK_SECONDS", 1.0)
+    monkeypatch.setattr("service.worker.link.STUCK_SECONDS", 0.2)  # well within the lease of these tests
     blocked = service.directory / "api" / "logs" / run_id
     blocked.parent.mkdir(parents=True, exist_ok=True)
     blocked.write_text("a file where the API wants a folder")
