@@ -136,10 +136,11 @@ def _brought_up_to_date(path: str, directory: Path) -> tuple[Index, int]:
     from trainer.data.sources import list_source
 
     before = Index(directory) if (directory / "index.json").exists() else None
-    num_before = 0 if before is None else len(before)
     if before is not None and before.root == path and is_fresh(before, path):
-        return before, num_before
-    return write_index(list_source(path), directory, before), num_before
+        return before, len(before)
+    listing = list_source(path)
+    is_older = before is not None and (before.kind, before.root) == (listing.kind, listing.root)
+    return write_index(listing, directory, before), len(before) if before is not None and is_older else 0
 
 
 def _as_named(data: str) -> str:

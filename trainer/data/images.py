@@ -113,7 +113,8 @@ def _groups(images: Images, beat: Callable[[], None]) -> np.ndarray:
     """For each instance the row of the index that stands for its group, [n] int64; kept beside the index."""
     group_n = load_groups(images.index)
     if group_n is None:
-        group_n = find_duplicates(images.index, num_workers=max(0, (os.cpu_count() or 1) - 1), progress=lambda done, total: beat())
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        group_n = find_duplicates(images.index, num_workers=cores - 1, progress=lambda done, total: beat())
     return group_n[images.rows(range(len(images)))]
 
 

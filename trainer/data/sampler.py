@@ -26,10 +26,10 @@ def permute(position: np.ndarray, length: int, *key: int) -> np.ndarray:
     low_bits, high_bits = bits // 2, bits - bits // 2
     round_keys = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)
     value = np.asarray(position).astype(np.uint64)
-    todo = np.ones(value.shape, bool)
-    while todo.any():
-        value[todo] = _feistel(value[todo], low_bits, high_bits, round_keys)
-        todo = value >= length
+    is_outside = np.ones(value.shape, bool)
+    while is_outside.any():
+        value[is_outside] = _feistel(value[is_outside], low_bits, high_bits, round_keys)
+        is_outside = value >= length
     return value.astype(np.int64)
 
 
