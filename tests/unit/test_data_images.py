@@ -13,6 +13,7 @@ from tests.images import noise, write_image
 from trainer.data.duplicates import load_groups
 from trainer.data.images import Images, prepare_images
 from trainer.data.index import Index
+from trainer.errors import DiskError
 
 
 @pytest.fixture
@@ -62,3 +63,10 @@ def test_a_limit_counts_after_duplicates_were_dropped(folder: Path, tmp_path: Pa
     shared = prepared(folder, tmp_path / "share", duplicates="share", limit=4)
     assert len(shared) == 4
     assert sorted(set(shared.classes(range(4)).tolist())) == list(range(shared.num_classes))
+
+
+def test_an_index_that_cannot_be_written_is_the_disks_fault_and_not_the_datas(folder: Path, tmp_path: Path) -> None:
+    """So that the run is tried again, elsewhere; and nothing half is left."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DiskError, match="make room there"):
+        prepared(folder, tmp_path / "file" / "index")

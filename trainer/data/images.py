@@ -15,7 +15,7 @@ from trainer.data.duplicates import find_duplicates, load_groups
 from trainer.data.files import is_url
 from trainer.data.index import FOLDER_INDEX, Index, copy_index, evenly_spaced, is_fresh, write_index
 from trainer.data.sources import list_source
-from trainer.errors import BadData, BadSpec
+from trainer.errors import BadData, BadSpec, DiskError
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Images:
 def index_images(path: str | Path, directory: Path, limit: int | None = None, index: str | None = None) -> Images:
     """The images at `path`, by the index in `directory`, which is made where there is none yet.
 
-    It is copied from the index that `index` names, or else from the folder's own where that is up to date. Raises BadData.
+    It is copied from the index that `index` names, or else from the folder's own where that is up to date.
+    Raises BadData, and DiskError where it cannot be written.
     """
     return of_index(_open_or_make(os.fspath(path), directory, index)).limited(limit)
 
@@ -140,7 +141,7 @@ def _open_or_make(path: str, directory: Path, named: str | None) -> Index:
                 return copy_index(found, directory)
         return write_index(list_source(path), directory)
     except OSError as error:
-        raise BadData(f"the index of {path!r} cannot be written to {str(directory)!r} ({error}): make room there") from None
+        raise DiskError(f"the index of {path!r} cannot be written to {str(directory)!r} ({error}): make room there") from None
 
 
 def default_index(path: str) -> Path | None:
