@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,9 +21,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from service.launch import job_command, job_environment
+from service.launch import Launch, free_port, job_command, job_environment
 from service.layout import RunDir, write_whole
 from service.spec import RunSpec, merge, parse_spec
+from service.worker.machine import visible_gpus
 
 ONE_RATE = {"classifier_learning_rate": None, "classifier_weight_decay": None}
 OWN_RATE = {"classifier_learning_rate": 1.0, "classifier_weight_decay": 0.0}
@@ -32,6 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "prior": {"classifier": {"smoothing": 0.0}, "optimizer": ONE_RATE},
     "prior, smoothing": {"optimizer": ONE_RATE},
     "prior, smoothing, own rate": {"optimizer": OWN_RATE},
+    "prior, smoothing, own rate, 2 small views": {"optimizer": OWN_RATE, "augmentation": {"small_views": 2, "small_size": 16}},
     "prior, smoothing by similarity, own rate": {"classifier": {"hardest_by": "class_similarity"}, "optimizer": OWN_RATE},
 }
 MAIN = ["plain", "prior, smoothing", "prior, smoothing, own rate"]
@@ -54,12 +57,15 @@ def variant_spec(data: Path, name: str, epochs: int, seed: int) -> RunSpec:
 
 def run(spec: RunSpec) -> dict[str, Any]:
     """Train; kNN by epoch, of the random encoder (0) on."""
+    gpus = tuple(visible_gpus())[:2]
+    gpus = gpus if len(gpus) == 2 else ()
     directory = Path(tempfile.mkdtemp(prefix="millionway-"))
     run_dir = RunDir(directory)
     write_whole(run_dir.spec, spec.model_dump_json())
     begun = time.time()
-    environment = job_environment(spec, has_gpu=shutil.which("nvidia-smi") is not None)
-    job = subprocess.run(job_command(spec, directory, 1), env=environment, capture_output=True, text=True, check=False)
+    launch = Launch(directory, 1, ranks_per_node=2, master_port=free_port(), num_threads=max(1, (os.cpu_count() or 2) // 2), gpus=gpus)
+    run_dir.attempt(1).path.mkdir(parents=True)
+    job = subprocess.run(job_command(launch), env=job_environment(spec, launch), capture_output=True, text=True, check=False)
     events = [json.loads(line) for line in run_dir.attempt(1).events.read_text().splitlines()]
     if job.returncode:
         sys.exit(f"the job failed: {events[-1] if events else job.stderr}")

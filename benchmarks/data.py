@@ -76,7 +76,7 @@ def ours(name: str, work: Work) -> Batches:
     def batches(num_workers: int) -> Iterator[Tensor]:
         with tempfile.TemporaryDirectory() as folder:
             for batch in ViewLoader(index_images(path, Path(folder) / "index"), spec, 0, 1, 0, num_workers):
-                pixels = batch.images.to(work.device, non_blocking=True)
+                pixels = batch.views[0].to(work.device, non_blocking=True)
                 yield pixels if work.recipe == "crop" else normalise(pixels, MEAN, STD)
 
     return batches

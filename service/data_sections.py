@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -87,11 +87,29 @@ class Data(Section):
         return self
 
 
+class ViewKind(NamedTuple):
+    """Views of one size, so many of each image."""
+
+    number: int
+    size: int
+    """Side, in pixels."""
+    crop_scale: tuple[float, float]
+    """Smallest and largest area of the crop, as a fraction of the image's."""
+
+
 class Augmentation(Section):
     """How a view is made of an image (paper: random crop, colour jitter, Gaussian blur, after MoCo v2; numbers are MoCo v2's)."""
 
     views_per_image: int = Field(default=1, ge=1, le=8)
     """Views of each image in a batch; all share the image's class. Our choice: 1."""
+    small_views: int = Field(default=0, ge=0, le=16)
+    """Smaller views of each image beside those (multi-crop, SwAV, Caron et al., NeurIPS 2020); they cost less, and count alike in the
+    loss. SwAV: 6 of 96 pixels beside 2 of 224; PIC: 3 of 96 beside 1 of 160. Our choice: 0."""
+    small_size: int | None = Field(default=None, ge=8, le=1024)
+    """Side of the smaller views, in pixels; less than data.image_size. Default: 3/7 of it to a multiple of 16, at least 8 (SwAV: 96 of
+    224)."""
+    small_crop_scale: tuple[float, float] = (0.05, 0.14)
+    """As crop_scale, for the smaller views. SwAV: 0.05 to 0.14, and 0.14 to 1 for the others."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Smallest and largest area of the crop, as a fraction of the image's."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
@@ -121,12 +139,13 @@ class Augmentation(Section):
 
     @model_validator(mode="after")
     def _pairs(self) -> Augmentation:
-        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+        for name in ("crop_scale", "small_crop_scale", "crop_ratio", "blur_sigma"):
             pair = _ordered(name, getattr(self, name))
             if pair[0] <= 0:
                 raise ValueError(f"{name} starts at {pair[0]}: it must be greater than 0")
         if self.blur_sigma[1] > 32:
             raise ValueError(f"blur_sigma ends at {self.blur_sigma[1]:g}: a view is blurred by at most 32 pixels")
-        if self.crop_scale[1] > 1:
-            raise ValueError(f"crop_scale ends at {self.crop_scale[1]}: a crop is at most the whole image, 1.0")
+        for name in ("crop_scale", "small_crop_scale"):
+            if getattr(self, name)[1] > 1:
+                raise ValueError(f"{name} ends at {getattr(self, name)[1]}: a crop is at most the whole image, 1.0")
         return self

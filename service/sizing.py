@@ -77,9 +77,9 @@ def gpu_chunk(samples: int, embedding_size: int) -> int:
     return max(256, min(GPU_SCORES // max(1, samples), GPU_SCORES // (4 * embedding_size)))
 
 
-def local_batch(spec: RunSpec, num_ranks: int) -> int:
-    """Views that one rank has at a time, at most."""
-    return -(-spec.optimizer.images_at_a_time // num_ranks) * spec.augmentation.views_per_image
+def local_images(spec: RunSpec, num_ranks: int) -> int:
+    """Images that one rank has at a time, at most."""
+    return -(-spec.optimizer.images_at_a_time // num_ranks)
 
 
 def num_steps(spec: RunSpec, num_images: int) -> int:
@@ -96,7 +96,7 @@ def training_seconds(spec: RunSpec, num_images: int, num_ranks: int, images_per_
 def _classifier_work(spec: RunSpec, num_images: int, num_ranks: int) -> int:
     """What the classifier holds beside rows and momentum (trainer/classifier)."""
     section = spec.classifier
-    D, K, b = section.embedding_size, section.hardest_k if section.smoothing else 0, local_batch(spec, num_ranks)
+    D, K, b = section.embedding_size, section.hardest_k if section.smoothing else 0, local_images(spec, num_ranks) * spec.num_views
     if section.parallelism == "zero3":  # the rank's own samples against all rows, which are gathered, and get a whole gradient
         n, B, gathered = num_images, b, 2 * num_images * D * FP32
     else:
@@ -140,10 +140,10 @@ def _encoder(spec: RunSpec, size: BackboneSize, num_ranks: int) -> int:
 def _activations(spec: RunSpec, size: BackboneSize, num_ranks: int) -> int:
     """Of the local batch. Halved with 16 bits, where the maps of the convolutions and products are in it; bf16 (autocast) copies the
     weights too."""
-    pixels = spec.data.image_size
     # The small stem works at the resolution that the standard one has at twice the size.
-    if size.has_small_stem and (spec.backbone.stem == "small" or (spec.backbone.stem == "auto" and pixels < SMALL_IMAGE)):
-        pixels *= 2
-    fp32 = local_batch(spec, num_ranks) * size.image_bytes * (pixels / size.pixels) ** 2
+    is_small = spec.backbone.stem == "small" or (spec.backbone.stem == "auto" and spec.data.image_size < SMALL_IMAGE)
+    scale = 2 if size.has_small_stem and is_small else 1
+    images = sum(kind.number * (scale * kind.size / size.pixels) ** 2 for kind in spec.view_kinds)  # of the measured size
+    fp32 = local_images(spec, num_ranks) * images * size.image_bytes
     weights = 2 * size.num_parameters if spec.precision == "bf16" else 0
     return round(fp32 if spec.precision == "fp32" else fp32 / 2) + weights

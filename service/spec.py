@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from service.data_sections import Augmentation, Data
+from service.data_sections import Augmentation, Data, ViewKind
 from service.errors import FieldError, InvalidSpec
 from service.presets import PRESETS
 from service.section import Section
@@ -102,6 +102,11 @@ class RunSpec(Section):
         least = self.resources.min_ranks
         if least is not None and least > world_size:
             raise ValueError(f"resources.min_ranks is {least}, more than the {world_size} ranks of nodes x ranks_per_node: lower it")
+        if self.augmentation.small_views and self.small_size >= self.data.image_size:
+            raise ValueError(
+                f"augmentation.small_size is {self.small_size} with data.image_size {self.data.image_size}: the small views are to be "
+                f"smaller: use at most {self.data.image_size - 1}, or set small_views to 0"
+            )
         limit = self.data.limit
         if limit is not None:
             check_fits_dataset(self, limit)
@@ -133,6 +138,26 @@ class RunSpec(Section):
                 "ZeRO-3: set zero_stage to 3, or parallelism to class"
             )
         return self
+
+    @property
+    def small_size(self) -> int:
+        """Side of the smaller views, in pixels."""
+        return self.augmentation.small_size or max(8, 16 * round(self.data.image_size * 3 / 7 / 16))
+
+    @property
+    def view_kinds(self) -> tuple[ViewKind, ...]:
+        """The views of an image: those of data.image_size, then the smaller ones where there are some."""
+        views = self.augmentation
+        kinds = (
+            ViewKind(views.views_per_image, self.data.image_size, views.crop_scale),
+            ViewKind(views.small_views, self.small_size, views.small_crop_scale),
+        )
+        return tuple(kind for kind in kinds if kind.number)
+
+    @property
+    def num_views(self) -> int:
+        """Of an image, of all sizes: as many samples it is to the classifier."""
+        return sum(kind.number for kind in self.view_kinds)
 
     @property
     def device(self) -> Literal["auto", "cpu", "cuda"]:

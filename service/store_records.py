@@ -35,9 +35,8 @@ def run_fields(spec: RunSpec) -> dict[str, Any]:
 def throughput_key(spec: RunSpec) -> str:
     """Runs of the same key train about as many images per second on a rank."""
     args = json.dumps(spec.backbone.args, sort_keys=True)
-    return (
-        f"{spec.backbone.name} {args} {spec.data.image_size} {spec.precision} {spec.resources.device} {spec.augmentation.views_per_image}"
-    )
+    views = " ".join(f"{kind.number}x{kind.size}" for kind in spec.view_kinds)
+    return f"{spec.backbone.name} {args} {views} {spec.precision} {spec.resources.device}"
 
 
 def run_record(record: Mapping[str, str]) -> Run:

@@ -20,7 +20,10 @@ SMALL_IMAGE = 64
 
 
 class Encoder(nn.Module):
-    """Normalised images [b, C, S, S] -> projected features [b, D]."""
+    """Normalised images [b, C, S, S] -> projected features [b, D].
+
+    Of several sizes, each [b_i, C, S_i, S_i], the backbone takes one after another and the projector all together, as SwAV's: [sum b_i, D].
+    """
 
     def __init__(self, backbone: nn.Module, num_features: int, projector: Projector, embedding_size: int) -> None:
         super().__init__()
@@ -30,8 +33,9 @@ class Encoder(nn.Module):
         self.projector = nn.Sequential(nn.Linear(num_features, hidden_size), *norm, nn.ReLU(), nn.Linear(hidden_size, embedding_size))
         self.num_features = num_features
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.projector(self.backbone(images))
+    def forward(self, *images: Tensor) -> Tensor:
+        features = [self.backbone(of_size) for of_size in images]
+        return self.projector(features[0] if len(features) == 1 else torch.cat(features))
 
 
 def build_encoder(spec: RunSpec) -> Encoder:
@@ -121,19 +125,22 @@ def widen_stem(weight: Tensor) -> Tensor:
 
 
 def _feature_size(backbone: nn.Module, spec: RunSpec) -> int:
-    """Length of the backbone's pooled feature, found by a forward pass. Raises BadSpec where there is no such feature."""
-    size = spec.data.image_size
+    """Length of the backbone's pooled feature, found by a forward pass of each size. Raises BadSpec where there is no such feature."""
+    shape = torch.Size()
     training = backbone.training
-    try:
-        with torch.no_grad():
-            shape = backbone.eval()(torch.zeros(1, spec.data.channels, size, size)).shape
-    except Exception as error:  # as in create_backbone
-        raise BadSpec(
-            f"backbone {spec.backbone.name} fails on images of {size} pixels: {type(error).__name__}: {error}: change backbone.args "
-            f'or data.image_size or, for a transformer, add "img_size": {size} to backbone.args'
-        ) from error
-    finally:
-        backbone.train(training)
+    for kind in reversed(spec.view_kinds):
+        small, size = kind.size < spec.data.image_size, kind.size
+        try:
+            with torch.no_grad():
+                shape = backbone.eval()(torch.zeros(1, spec.data.channels, size, size)).shape
+        except Exception as error:  # as in create_backbone
+            remedy = '"dynamic_img_size": true' if small else f'"img_size": {size}'
+            raise BadSpec(
+                f"backbone {spec.backbone.name} fails on images of {size} pixels: {type(error).__name__}: {error}: change backbone.args "
+                f"or {'augmentation.small_size' if small else 'data.image_size'} or, for a transformer, add {remedy} to backbone.args"
+            ) from error
+        finally:
+            backbone.train(training)
     if len(shape) != 2:
         raise BadSpec(
             f"backbone {spec.backbone.name} with backbone.args {spec.backbone.args} gives features of shape {list(shape[1:])}, not one "

@@ -36,9 +36,9 @@ class Model(nn.Module):
         self.classifier = classifier
         self.bf16 = bf16
 
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            features: Tensor = self.encoder(images)
+    def forward(self, *images: Tensor) -> Tensor:
+        with torch.autocast(images[0].device.type, torch.bfloat16, enabled=self.bf16):
+            features: Tensor = self.encoder(*images)
         return features
 
 

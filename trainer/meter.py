@@ -37,7 +37,6 @@ class Meter:
     def __init__(self, plan: Plan, step: int, spec: RunSpec, process: Process, quarantine: Quarantine | None) -> None:
         """`quarantine`: on the first rank."""
         self.plan, self.spec, self.process, self.quarantine = plan, spec, process, quarantine
-        self.views_per_image = spec.augmentation.views_per_image
         self.first_step, self.first_time = step, time.monotonic()
         self.last_step, self.last_time = step, self.first_time
         self.loss = torch.zeros((), dtype=torch.float64, device=process.device)
@@ -73,8 +72,8 @@ class Meter:
     def count(self, loss: Tensor, batch: Batch) -> None:
         """One step. A non-finite loss stays non-finite in the sum, so no check is needed here."""
         self.loss += loss.detach()
-        self.num_images += batch.global_size // self.views_per_image
-        self.num_read += len(batch.classes) // self.views_per_image
+        self.num_images += batch.global_images
+        self.num_read += batch.num_images
         self.num_bad += len(batch.bad)
         self.bad += batch.bad
         self.read_seconds += batch.read_seconds

@@ -19,7 +19,7 @@ from trainer.checkpoint_files import old_checkpoints, read_pins, record_knn, rem
 from trainer.classifier import build_classifier
 from trainer.classifier.similarity import keeps_hardest, refresh_hardest
 from trainer.data.images import prepare_images
-from trainer.data.loader import ViewLoader, model_input
+from trainer.data.loader import ViewLoader, model_inputs
 from trainer.data.quarantine import Quarantine
 from trainer.encoder import build_encoder
 from trainer.engine import average_buffers, build_engine, full_state, set_learning_rates
@@ -139,9 +139,9 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
         factor = learning_rate_factor(plan, step - 1)
         set_learning_rates(engine, factor * optimizer.learning_rate, factor * classifier_rate)
         loss = torch.zeros((), device=process.device)
-        for pixels, colours, classes in batch.parts(optimizer.gradient_accumulation_steps):
+        for views, colours, classes in batch.parts(optimizer.gradient_accumulation_steps):
             with meter.forward():
-                features = engine(model_input(pixels, colours, spec, process.device, dtype))
+                features = engine(*model_inputs(views, colours, spec, process.device, dtype))
             part_loss = classifier(features, classes.to(process.device, non_blocking=True))
             engine.backward(part_loss)  # divides by the number of parts
             engine.step()  # after the last part

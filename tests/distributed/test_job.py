@@ -20,7 +20,11 @@ pytestmark = pytest.mark.distributed
 def test_a_stopped_and_a_killed_run_resume_to_the_weights_of_one_that_never_stopped(tmp_path: Path) -> None:
     """SIGTERM: a checkpoint at once, then exit. SIGKILL: back to the last checkpoint. In the end, the same bits, though the one that never
     stopped had no loader process, and the other had."""
-    changes: dict[str, Any] = {"zero_stage": 2, "classifier": {"hardest_by": "class_similarity"}}
+    changes: dict[str, Any] = {
+        "zero_stage": 2,
+        "classifier": {"hardest_by": "class_similarity"},
+        "augmentation": {"small_views": 1, "small_size": 8},
+    }
     spec = spec_of(noise_folder(tmp_path / "images", 60), checkpoints={"every_epochs": 2}, data={"num_workers": 1}, **changes)
     whole = Job(spec.model_copy(update={"data": spec.data.model_copy(update={"num_workers": 0})}), tmp_path / "whole")
     assert whole.wait() == 0, whole.logs()

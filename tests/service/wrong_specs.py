@@ -73,6 +73,12 @@ CASES = [
     Wrong(
         "a range the wrong way round", {"augmentation": {"crop_scale": [1.0, 0.2]}}, "augmentation.crop_scale", "the smaller number first"
     ),
+    Wrong(
+        "small views that are not smaller",
+        {"augmentation": {"small_views": 2, "small_size": 32}},
+        "augmentation.small_size",
+        "use at most 31",
+    ),
     Wrong("a channel without spread", {"data": {"std": [0.2, 0.0, 0.2]}}, "data.std", "every channel must be greater than 0"),
     Wrong("half precision without ZeRO", {"precision": "fp16"}, "zero_stage", "set zero_stage to 1"),
     Wrong(

@@ -19,7 +19,7 @@ from tests.images import color_folder, indexed, noise, noise_folder, plain_color
 from trainer.data import loader, views
 from trainer.data.augment import augment, view_rng
 from trainer.data.images import Images
-from trainer.data.loader import Batch, ViewLoader, iterate_images, model_input, normalise
+from trainer.data.loader import Batch, ViewLoader, iterate_images, model_inputs, normalise
 from trainer.data.reader import Reader, read_pixels
 from trainer.data.views import NUM_SPARES, Decoder, Made, Task, Views
 
@@ -47,9 +47,9 @@ def first_batches(
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
-        assert (a.step, a.global_size, a.bad) == (b.step, b.global_size, b.bad)
-        assert torch.equal(a.classes, b.classes)
-        assert torch.equal(a.images, b.images)
+        assert (a.step, a.global_images, a.bad) == (b.step, b.global_images, b.bad)
+        for ours_of_kind, theirs_of_kind in zip((*a.classes, *a.views), (*b.classes, *b.views), strict=True):
+            assert torch.equal(ours_of_kind, theirs_of_kind)
 
 
 def test_batches_are_the_same_whatever_the_number_of_loader_processes_and_the_first_step(tmp_path: Path) -> None:
@@ -65,9 +65,14 @@ def test_a_view_is_the_same_on_whichever_rank_it_is_made(tmp_path: Path) -> None
     spec = make_spec(noise_folder(tmp_path, 29), batch_size=9, views_per_image=2)
     for step, whole in enumerate(first_batches(spec, 5)):
         parts = [first_batches(spec, 1, rank, 3, start_step=step)[0] for rank in range(3)]
-        assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
-        assert torch.equal(torch.cat([part.classes for part in parts]), whole.classes)
-        assert {part.global_size for part in parts} == {whole.global_size} == {len(whole.classes)}
+        assert torch.equal(torch.cat([part.views[0] for part in parts]), whole.views[0])
+        assert torch.equal(torch.cat([part.classes[0] for part in parts]), whole.classes[0])
+        assert (
+            {part.global_images for part in parts}
+            == {whole.global_images}
+            == {whole.num_images}
+            == {sum(part.num_images for part in parts)}
+        )
 
 
 def test_each_view_comes_with_the_instance_it_is_of(tmp_path: Path) -> None:
@@ -75,11 +80,27 @@ def test_each_view_comes_with_the_instance_it_is_of(tmp_path: Path) -> None:
     root = color_folder(tmp_path, 30)
     batches = first_batches(make_spec(root, views_per_image=3, **PLAIN), 4)
     for batch in batches:
-        assert batch.images.shape == (len(batch.classes), 3, 16, 16)
-        assert torch.equal(batch.classes, batch.classes[::3].repeat_interleave(3))
-        for view, instance in zip(batch.images, batch.classes.tolist(), strict=True):
+        assert batch.views[0].shape == (len(batch.classes[0]), 3, 16, 16)
+        assert torch.equal(batch.classes[0], batch.classes[0][::3].repeat_interleave(3))
+        for view, instance in zip(batch.views[0], batch.classes[0].tolist(), strict=True):
             assert tuple(view[:, 8, 8].tolist()) == plain_color(instance)
-    assert sorted(torch.cat([batch.classes for batch in batches]).tolist()) == sorted([*range(30)] * 3)
+    assert sorted(torch.cat([batch.classes[0] for batch in batches]).tolist()) == sorted([*range(30)] * 3)
+
+
+def test_small_views_come_beside_the_others_each_of_its_own_part_of_the_image(tmp_path: Path) -> None:
+    """Views 0 and 1 are large, 2 to 4 small, each as drawn alone with its own scale; the others are what they were without small ones."""
+    spec = make_spec(noise_folder(tmp_path, 8), views_per_image=2, small_views=3, small_size=8, small_crop_scale=(0.1, 0.2))
+    (batch,) = first_batches(spec, 1)
+    assert [views.shape[0] for views in batch.views] == [16, 24]
+    large, small = batch.views
+    assert (large.shape[2:], small.shape[2:]) == ((16, 16), (8, 8))
+    reader = Reader(indexed(tmp_path).index)
+    scaled = spec.augmentation.model_copy(update={"crop_scale": (0.1, 0.2)})
+    for n, (view, instance) in enumerate(zip(small, batch.classes[1].tolist(), strict=True)):
+        alone = augment(read_pixels(reader, instance), scaled, 8, view_rng(0, 0, instance, 2 + n % 3))
+        assert np.array_equal(view.permute(1, 2, 0).numpy(), alone)
+    assert torch.equal(large, first_batches(make_spec(tmp_path, views_per_image=2), 1)[0].views[0])
+    assert_same(first_batches(make_spec(tmp_path, 1, **spec.augmentation.model_dump()), 1), [batch])
 
 
 def test_the_views_of_an_image_differ_from_one_another_and_from_epoch_to_epoch(tmp_path: Path) -> None:
@@ -87,7 +108,7 @@ def test_the_views_of_an_image_differ_from_one_another_and_from_epoch_to_epoch(t
     batches = first_batches(make_spec(noise_folder(tmp_path, 8), views_per_image=2), 2)
     views: dict[int, list[Tensor]] = {}
     for batch in batches:
-        for view, instance in zip(batch.images, batch.classes.tolist(), strict=True):
+        for view, instance in zip(batch.views[0], batch.classes[0].tolist(), strict=True):
             views.setdefault(instance, []).append(view)
     for seen in views.values():
         assert len(torch.stack(seen).unique(dim=0)) == 4
@@ -103,17 +124,17 @@ def test_another_image_takes_the_place_of_a_damaged_one_and_no_other_view_change
     batches = first_batches(spec, 4, images=images)
     found: list[tuple[int, str]] = []
     for before, after in zip(whole, batches, strict=True):
-        damaged = (before.classes == 5) | (before.classes == 11)
-        assert torch.equal(before.classes[~damaged], after.classes[~damaged])
-        assert torch.equal(before.images[~damaged], after.images[~damaged])
-        assert not set(after.classes[damaged].tolist()) & {5, 11}
+        damaged = (before.classes[0] == 5) | (before.classes[0] == 11)
+        assert torch.equal(before.classes[0][~damaged], after.classes[0][~damaged])
+        assert torch.equal(before.views[0][~damaged], after.views[0][~damaged])
+        assert not set(after.classes[0][damaged].tolist()) & {5, 11}
         found += [(bad.row, bad.cause) for bad in after.bad]
     assert {(5, "undecodable"), (11, "missing")} == set(found)
     assert_same(first_batches(make_spec(tmp_path, num_workers=1), 4, images=images), batches)
     parts = [first_batches(spec, 4, rank, 2, images=images) for rank in range(2)]
     for step, batch in enumerate(batches):
-        assert torch.equal(torch.cat([part[step].images for part in parts]), batch.images)
-        assert torch.equal(torch.cat([part[step].classes for part in parts]), batch.classes)
+        assert torch.equal(torch.cat([part[step].views[0] for part in parts]), batch.views[0])
+        assert torch.equal(torch.cat([part[step].classes[0] for part in parts]), batch.classes[0])
 
 
 def test_where_no_other_image_can_be_read_a_grey_one_stands(tmp_path: Path) -> None:
@@ -122,8 +143,8 @@ def test_where_no_other_image_can_be_read_a_grey_one_stands(tmp_path: Path) -> N
     for i in range(16):
         (tmp_path / f"{i:03d}.png").write_bytes(b"")
     batch = first_batches(spec, 1)[0]
-    assert batch.images.shape == (8, 3, 16, 16)
-    assert batch.images.unique().tolist() == [128]
+    assert batch.views[0].shape == (8, 3, 16, 16)
+    assert batch.views[0].unique().tolist() == [128]
     assert len(batch.bad) == 8 * (1 + NUM_SPARES)
 
 
@@ -132,7 +153,7 @@ def test_duplicates_come_with_the_class_that_they_share(tmp_path: Path) -> None:
     images = Images(indexed(color_folder(tmp_path, 16)).index, class_n=np.arange(16) // 2)
     batch = next(iter(ViewLoader(images, make_spec(tmp_path, batch_size=16, **PLAIN), 0, 1, 0)))
     color_of = {plain_color(i): i // 2 for i in range(16)}
-    assert [color_of[tuple(view[:, 8, 8].tolist())] for view in batch.images] == batch.classes.tolist()
+    assert [color_of[tuple(view[:, 8, 8].tolist())] for view in batch.views[0]] == batch.classes[0].tolist()
 
 
 def test_an_image_that_is_kept_while_a_batch_is_made_shifts_no_other(tmp_path: Path) -> None:
@@ -145,7 +166,7 @@ def test_an_image_that_is_kept_while_a_batch_is_made_shifts_no_other(tmp_path: P
     spares = np.full((len(rows), NUM_SPARES), 2)
     made = views[Task(rows, rows, np.zeros(len(rows), np.int64), spares, spares)]
     assert made.instances.tolist() == [5, 2, 5, 9, 2, 8, 2]
-    assert [tuple(view[:, 8, 8].tolist()) for view in made.pixels] == [plain_color(i) for i in made.instances.tolist()]
+    assert [tuple(view[:, 8, 8].tolist()) for view in made.pixels[0]] == [plain_color(i) for i in made.instances.tolist()]
 
 
 class Fatal(Views):
@@ -171,8 +192,8 @@ def test_an_image_that_crashes_the_decoder_is_replaced_as_any_that_cannot_be_rea
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)
     (batch,) = first_batches(spec, 1)
     assert {(bad.row, bad.cause) for bad in batch.bad} == {(3, "crashes the decoder")}
-    assert 3 not in batch.classes
-    assert len(batch.classes) == 16
+    assert 3 not in batch.classes[0]
+    assert len(batch.classes[0]) == 16
 
 
 def photographs(root: Path, number: int) -> Path:
@@ -195,23 +216,24 @@ def test_a_large_photograph_is_decoded_at_the_part_of_its_size_that_its_crops_ne
     assert max(reduced) == 8
     assert_same(first_batches(make_spec(tmp_path, num_workers=1, blur=0.0, jitter=0.0, views_per_image=2), 1), [batch])
     reader = Reader(indexed(tmp_path).index)
-    for n, (view, instance) in enumerate(zip(batch.images, batch.classes.tolist(), strict=True)):
+    for n, (view, instance) in enumerate(zip(batch.views[0], batch.classes[0].tolist(), strict=True)):
         whole = augment(read_pixels(reader, instance), spec.augmentation, 16, view_rng(0, 0, instance, n % 2))
         assert np.corrcoef(view.permute(1, 2, 0).flatten(), whole.ravel())[0, 1] > 0.9
 
 
 def test_colours_left_to_the_device_give_the_same_views(tmp_path: Path) -> None:
     """To within 2 grey levels of 255 in 99 % of the pixels, part by part of the batch."""
-    spec = make_spec(photographs(tmp_path, 8), solarize=0.5)
+    spec = make_spec(photographs(tmp_path, 8), solarize=0.5, small_views=2)
     images = indexed(tmp_path)
     here = next(iter(ViewLoader(images, spec, 0, 1, 0)))
     later = next(iter(ViewLoader(images, spec, 0, 1, 0, colours_on_device=True)))
-    assert not torch.equal(here.images, later.images)
+    assert not torch.equal(here.views[0], later.views[0])
     for (pixels, none, _), (crops, colours, _) in zip(here.parts(3), later.parts(3), strict=True):
-        expected = model_input(pixels, none, spec, torch.device("cpu"), torch.float32)
-        found = model_input(crops, colours, spec, torch.device("cpu"), torch.float32)
-        grey_levels = (found - expected).abs() * 255 * torch.tensor(spec.data.std)[:, None, None]
-        assert (grey_levels < 2.01).float().mean() > 0.99
+        expected = model_inputs(pixels, none, spec, torch.device("cpu"), torch.float32)
+        found = model_inputs(crops, colours, spec, torch.device("cpu"), torch.float32)
+        for of_kind, wanted in zip(found, expected, strict=True):
+            grey_levels = (of_kind - wanted).abs() * 255 * torch.tensor(spec.data.std)[:, None, None]
+            assert (grey_levels < 2.01).float().mean() > 0.99
 
 
 def test_decoded_images_are_kept_only_where_all_may_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,18 @@ def test_any_architecture_of_timm_serves(name: str, args: dict[str, Any]) -> Non
     assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, 128)
 
 
+def test_views_of_two_sizes_share_backbone_and_projector() -> None:
+    """The features are those of each size alone, one below the other; BatchNorm of the projector normalises all together."""
+    encoder = build_encoder(make_spec(backbone={"name": "resnet18", "args": TINY})).eval()
+    large, small = torch.randn(3, 3, 32, 32), torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(encoder(large, small), torch.cat([encoder(large), encoder(small)]))
+    encoder.train()
+    seen: list[int] = []
+    encoder.projector[1].register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    encoder(large, small)
+    assert seen == [5]
+
+
 def test_the_first_weights_follow_from_the_seed_alone() -> None:
     """Whatever was drawn before, and nothing drawn from the global generator."""
     spec = make_spec(backbone={"name": "resnet18", "args": TINY})

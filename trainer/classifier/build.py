@@ -23,7 +23,7 @@ def build_classifier(spec: RunSpec, num_classes: int, device: torch.device) -> S
     section, optimizer = spec.classifier, spec.optimizer
     targets = SoftTargets(section.temperature, section.smoothing, section.hardest_k)
     world_size = this_shard(num_classes).world_size
-    capacity = -(-optimizer.images_at_a_time // world_size) * spec.augmentation.views_per_image
+    capacity = -(-optimizer.images_at_a_time // world_size) * spec.num_views
     precision = spec.precision if section.products == "auto" else section.products
     samples = capacity if section.parallelism == "zero3" else capacity * world_size
     backend = choose_backend(device, precision, samples, section.embedding_size, section.chunk_size)

@@ -113,11 +113,16 @@ def geometry(image: np.ndarray, spec: Augmentation, size: int, draws: Iterator[f
     return apply_geometry(image, draw_geometry(spec, image.shape[0], image.shape[1], draws), size)
 
 
-def draw_geometry(spec: Augmentation, height: int, width: int, draws: Iterator[float]) -> Geometry:
-    """Inception's crop: an area and a log-uniform aspect ratio until one fits, else the middle at the nearest allowed ratio."""
+def draw_geometry(
+    spec: Augmentation, height: int, width: int, draws: Iterator[float], crop_scale: tuple[float, float] | None = None
+) -> Geometry:
+    """Inception's crop: an area and a log-uniform aspect ratio until one fits, else the middle at the nearest allowed ratio.
+
+    `crop_scale`: in the place of the specification's, for views of another size."""
+    least, most = crop_scale or spec.crop_scale
     log_ratio = math.log(spec.crop_ratio[0]), math.log(spec.crop_ratio[1])
     for _ in range(_CROP_TRIES):
-        area = height * width * _between(*spec.crop_scale, next(draws))
+        area = height * width * _between(least, most, next(draws))
         ratio = math.exp(_between(*log_ratio, next(draws)))
         crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:

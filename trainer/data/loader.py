@@ -30,17 +30,19 @@ DECODED_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's share of a step. V = views_per_image, b = this rank's images, S = image_size, C = channels."""
+    """A rank's share of a step. b = this rank's images, C = channels; of each kind of view (spec.view_kinds) V to an image, of side S."""
 
-    images: Tensor
-    """[b * V, C, S, S] uint8, channels last in memory; the views of one image are adjacent."""
-    classes: Tensor
-    """[b * V] int64: the class of the image that each view is of."""
-    global_size: int
-    """Views in the step over all ranks."""
+    views: tuple[Tensor, ...]
+    """For each kind [b * V, C, S, S] uint8, channels last in memory; the views of one image are adjacent."""
+    classes: tuple[Tensor, ...]
+    """For each kind [b * V] int64: the class of the image that each view is of."""
+    num_images: int
+    """b"""
+    global_images: int
+    """Images in the step over all ranks."""
     step: int
-    colours: Tensor | None
-    """[b * V, n] float32: what is yet to be done to the colours, on the device (device_augment.py); None: nothing."""
+    colours: tuple[Tensor, ...] | None
+    """For each kind [b * V, n] float32: what is yet to be done to the colours, on the device (device_augment.py); None: nothing."""
     bad: list[Bad]
     """What could not be read of this share, and of what was to replace it."""
     read_seconds: float
@@ -48,10 +50,10 @@ class Batch:
     seconds: float
     """the time that it took in all."""
 
-    def parts(self, number: int) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-        """Images, colours and classes of `number` parts, whose sizes differ by at most one view."""
-        colours = [None] * number if self.colours is None else self.colours.tensor_split(number)
-        return zip(self.images.tensor_split(number), colours, self.classes.tensor_split(number), strict=True)
+    def parts(self, number: int) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None, Tensor]]:
+        """Views, colours, and the classes of all views, of `number` parts, whose sizes differ by at most one view of each kind."""
+        views, classes = _split(self.views, number), map(torch.cat, _split(self.classes, number))
+        return zip(views, [None] * number if self.colours is None else _split(self.colours, number), classes, strict=True)
 
 
 class ViewLoader:
@@ -74,12 +76,12 @@ class ViewLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         views = Views(self.images.index, self.spec, DECODED_BYTES // max(1, self.num_workers), colours_on_device=self.colours_on_device)
-        num_views = self.spec.augmentation.views_per_image
         answers = in_order(views, self._tasks(), self.num_workers)
         for step, made in zip(itertools.count(self.start_step), answers, strict=False):
-            classes = torch.from_numpy(self.images.classes(made.instances).repeat(num_views))
-            global_size = len(self.sampler.batch(step)[0]) * num_views
-            yield Batch(made.pixels, classes, global_size, step, made.colours, made.bad, made.read_seconds, made.seconds)
+            of_images = torch.from_numpy(self.images.classes(made.instances))
+            classes = tuple(of_images.repeat_interleave(kind.number) for kind in self.spec.view_kinds)
+            global_images = len(self.sampler.batch(step)[0])
+            yield Batch(made.pixels, classes, len(of_images), global_images, step, made.colours, made.bad, made.read_seconds, made.seconds)
 
     def _tasks(self) -> Iterator[Task]:
         for step in itertools.count(self.start_step):
@@ -107,11 +109,22 @@ def iterate_images(
             log.warning(
                 "%s of %r cannot be used (%s): a grey image stands for it", images.index.full_name(bad.row), images.index.root, bad.cause
             )
-        yield made.pixels, torch.from_numpy(chunk)
+        yield made.pixels[0], torch.from_numpy(chunk)
 
 
-def model_input(pixels: Tensor, colours: Tensor | None, spec: RunSpec, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A batch's views as the encoder takes them: [b, C, S, S] on the device, with what is left to be done to their colours."""
+def model_inputs(
+    views: tuple[Tensor, ...], colours: tuple[Tensor, ...] | None, spec: RunSpec, device: torch.device, dtype: torch.dtype
+) -> list[Tensor]:
+    """A batch's views of each kind as the encoder takes them: [b, C, S, S] on the device, with what is left to be done to their colours."""
+    later = colours or (None,) * len(views)
+    return [_model_input(pixels, of_kind, spec, device, dtype) for pixels, of_kind in zip(views, later, strict=True)]
+
+
+def _split(kinds: tuple[Tensor, ...], number: int) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(of_kind.tensor_split(number) for of_kind in kinds), strict=True)
+
+
+def _model_input(pixels: Tensor, colours: Tensor | None, spec: RunSpec, device: torch.device, dtype: torch.dtype) -> Tensor:
     mean, std, pixels = spec.data.mean, spec.data.std, pixels.to(device, non_blocking=True)
     if colours is None:
         return normalise(pixels, mean, std).to(dtype)

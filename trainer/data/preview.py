@@ -49,7 +49,7 @@ def write_preview(images: Images, spec: RunSpec, path: Path, num_images: int = 8
 
 def draw_preview(images: Images, spec: RunSpec, num_images: int = 8, num_views: int = 8) -> tuple[np.ndarray, list[str]]:
     """[H, W, 3] uint8, red green blue: `num_images` rows, evenly spaced over the images, of `num_views` views; and why images could not
-    be read. With views_per_image V, epoch e makes the views e V to e V + V - 1 of a row."""
+    be read. With V views of an image, of whichever size, epoch e makes the views e V to e V + V - 1 of a row."""
     reader, unreadable = Reader(images.index, round(spec.data.cache_gib * 2**30)), []
     side = min(max(spec.data.image_size, _LEAST_SIDE), _MOST_SIDE)
     rows = []
@@ -68,12 +68,14 @@ def draw_preview(images: Images, spec: RunSpec, num_images: int = 8, num_views: 
 
 
 def _view_tile(image: np.ndarray, spec: RunSpec, instance: int, i: int, side: int) -> np.ndarray:
-    epoch, view = divmod(i, spec.augmentation.views_per_image)
+    epoch, view = divmod(i, spec.num_views)
+    kind = [kind for kind in spec.view_kinds for _ in range(kind.number)][view]
     draws = view_draws(view_rng(spec.seed, epoch, instance, view))
-    cut = draw_geometry(spec.augmentation, *image.shape[:2], draws)
+    cut = draw_geometry(spec.augmentation, *image.shape[:2], draws, kind.crop_scale)
     colours = draw_colours(spec.augmentation, draws, image.shape[2])
-    pixels = apply_colours(apply_geometry(image, cut, spec.data.image_size), colours)
-    return _tile(_letterboxed(_shown(pixels), side), side, [_about_geometry(cut, image), *_about_colours(colours)])
+    pixels = apply_colours(apply_geometry(image, cut, kind.size), colours)
+    size = f", {kind.size} px" if len(spec.view_kinds) > 1 else ""
+    return _tile(_letterboxed(_shown(pixels), side), side, [f"{_about_geometry(cut, image)}{size}", *_about_colours(colours)])
 
 
 def _about_geometry(cut: Geometry, image: np.ndarray) -> str:

@@ -61,18 +61,20 @@ class Task:
 class Made:
     """The answer to a task."""
 
-    pixels: Tensor
+    pixels: tuple[Tensor, ...]
+    """For each kind of view, those of all images."""
     instances: np.ndarray
     """Those of the task, but for replaced images."""
     bad: list[Bad]
     read_seconds: float
     seconds: float
-    colours: Tensor | None = None
+    colours: tuple[Tensor, ...] | None = None
+    """For each kind of view, where they are left to the device."""
 
     def pin_memory(self) -> Made:
         """DataLoader asks for it where there is a GPU: copies to it then go beside its work."""
-        colours = None if self.colours is None else self.colours.pin_memory()
-        return replace(self, pixels=self.pixels.pin_memory(), colours=colours)
+        colours = None if self.colours is None else _pinned(self.colours)
+        return replace(self, pixels=_pinned(self.pixels), colours=colours)
 
 
 class Decoder:
@@ -146,57 +148,79 @@ class Views(Dataset[Made]):
     def __init__(self, index: Index, spec: RunSpec, decoded_bytes: int, *, colours_on_device: bool) -> None:
         self.spec, self.colours_on_device = spec, colours_on_device
         self.decoder = Decoder(index, spec, decoded_bytes)
+        self._kinds = [kind for kind in spec.view_kinds for _ in range(kind.number)]
         self._draws: ViewDraws | None = None
 
     def __getitem__(self, task: Task) -> Made:
         begun, read_before = time.perf_counter(), self.decoder.read_seconds
-        size, num_views = self.spec.data.image_size, self.spec.augmentation.views_per_image
-        views = np.empty((len(task.rows), num_views, size, size, self.spec.data.channels), np.uint8)
+        n, kinds = len(task.rows), self.spec.view_kinds
+        views = [np.empty((n, kind.number, kind.size, kind.size, self.spec.data.channels), np.uint8) for kind in kinds]
         instances, bad, colours = task.instances.copy(), [], []
         assert task.passes is not None
         for i, found in enumerate(self.decoder.encoded(task.rows)):
+            out = [view for of_kind in views for view in of_kind[i]]
             try:
-                colours += self._views(int(task.rows[i]), found, int(instances[i]), int(task.passes[i]), views[i])
+                colours += self._views(int(task.rows[i]), found, int(instances[i]), int(task.passes[i]), out)
             except Unreadable as error:
                 bad.append(Bad(int(task.rows[i]), error.cause, str(error)))
-                instances[i], made = self._of_a_spare(task, i, views[i], bad)
+                instances[i], made = self._of_a_spare(task, i, out, bad)
                 colours += made
-        later = torch.from_numpy(colours_as_array(colours)) if self.colours_on_device else None
+        pixels = tuple(_as_tensor(of_kind.reshape(-1, *of_kind.shape[2:])) for of_kind in views)
+        later = self._by_kind(colours) if self.colours_on_device else None
         read_seconds, seconds = self.decoder.read_seconds - read_before, time.perf_counter() - begun
-        return Made(_as_tensor(views.reshape(-1, *views.shape[2:])), instances, bad, read_seconds, seconds, later)
+        return Made(pixels, instances, bad, read_seconds, seconds, later)
 
-    def _views(self, row: int, found: bytes | np.ndarray | Unreadable, instance: int, epoch: int, out: np.ndarray) -> list[Colours]:
-        """Write an image's views into `out` [V, S, S, C]; returns what is yet to be done to their colours. Raises Unreadable."""
+    def _by_kind(self, colours: Sequence[Colours]) -> tuple[Tensor, ...]:
+        """Parameters of the views, image by image, as [views of the kind, NUM_COLUMNS] for each kind."""
+        of_images = torch.from_numpy(colours_as_array(colours)).unflatten(0, (-1, len(self._kinds)))
+        return tuple(of_kind.flatten(0, 1) for of_kind in of_images.split([kind.number for kind in self.spec.view_kinds], 1))
+
+    def _views(
+        self, row: int, found: bytes | np.ndarray | Unreadable, instance: int, epoch: int, out: Sequence[np.ndarray]
+    ) -> list[Colours]:
+        """Write an image's views into `out`, each [S, S, C]; returns what is yet to be done to their colours. Raises Unreadable."""
         spec, size, channels = self.spec.augmentation, self.spec.data.image_size, self.spec.data.channels
         draws = self._draws_of(epoch, instance, len(out))
         shape = _stored_shape(found) if channels == 3 else None
         cuts: list[Geometry] = []
         reduce = 1
         if shape is not None and min(shape) >= 2 * size:
-            cuts = [draw_geometry(spec, *shape, of_view) for of_view in draws]
-            reduce = max(part for part in (1, 2, 4, 8) if all(min(cut.height, cut.width) >= part * size for cut in cuts) or part == 1)
+            cuts = self._cuts(shape, draws)
+            reduce = max(part for part in (1, 2, 4, 8) if self._shrinks(cuts, part) or part == 1)
         image = self.decoder.pixels(row, found, reduce)
         if cuts and shape is not None and image.shape[:2] != tuple(-(-side // reduce) for side in shape):
             # The decoder turned what its header does not say to turn, or the header lies.
             draws = self._draws_of(epoch, instance, len(out))
             cuts, reduce, image = [], 1, self.decoder.pixels(row, found)
         if not cuts:
-            cuts = [draw_geometry(spec, *image.shape[:2], of_view) for of_view in draws]
+            cuts = self._cuts(image.shape[:2], draws)
         elif reduce > 1:
             cuts = [_scaled(cut, reduce, image) for cut in cuts]
         colours = []
         for view, (cut, of_view) in enumerate(zip(cuts, draws, strict=True)):
-            cropped, drawn = apply_geometry(image, cut, size), draw_colours(spec, of_view, channels)
-            out[view] = cropped if self.colours_on_device else apply_colours(cropped, drawn)
+            cropped, drawn = apply_geometry(image, cut, len(out[view])), draw_colours(spec, of_view, channels)
+            out[view][:] = cropped if self.colours_on_device else apply_colours(cropped, drawn)
             colours.append(drawn)
         return colours
+
+    def _cuts(self, shape: tuple[int, ...], draws: Sequence[Iterator[float]]) -> list[Geometry]:
+        """Where each view is cut out of an image of this height and width."""
+        height, width = shape
+        return [
+            draw_geometry(self.spec.augmentation, height, width, of_view, kind.crop_scale)
+            for kind, of_view in zip(self._kinds, draws, strict=True)
+        ]
+
+    def _shrinks(self, cuts: Sequence[Geometry], part: int) -> bool:
+        """Whether all views are shrunk at least so many times."""
+        return all(min(cut.height, cut.width) >= part * kind.size for kind, cut in zip(self._kinds, cuts, strict=True))
 
     def _draws_of(self, epoch: int, instance: int, num_views: int) -> list[Iterator[float]]:
         if self._draws is None:
             self._draws = ViewDraws()
         return [self._draws(self.spec.seed, epoch, instance, view) for view in range(num_views)]
 
-    def _of_a_spare(self, task: Task, i: int, out: np.ndarray, bad: list[Bad]) -> tuple[int, list[Colours]]:
+    def _of_a_spare(self, task: Task, i: int, out: Sequence[np.ndarray], bad: list[Bad]) -> tuple[int, list[Colours]]:
         """Views of the first of the spare images that can be read, and its instance; of a grey one of the image's own where none can."""
         assert task.passes is not None
         assert task.spare_rows is not None
@@ -206,7 +230,8 @@ class Views(Dataset[Made]):
                 return instance, self._views(row, next(iter(self.decoder.encoded([row]))), instance, int(task.passes[i]), out)
             except Unreadable as error:
                 bad.append(Bad(row, error.cause, str(error)))
-        out[:] = 128
+        for view in out:
+            view[:] = 128
         return int(task.instances[i]), [Colours()] * len(out)
 
 
@@ -225,7 +250,7 @@ class EvaluationViews(Dataset[Made]):
                 views[i] = evaluation_view(self.decoder.pixels(int(task.rows[i]), found), self.size)
             except Unreadable as error:
                 bad.append(Bad(int(task.rows[i]), error.cause, str(error)))
-        return Made(_as_tensor(views), task.instances, bad, self.decoder.read_seconds, time.perf_counter() - begun)
+        return Made((_as_tensor(views),), task.instances, bad, self.decoder.read_seconds, time.perf_counter() - begun)
 
 
 def _stored_shape(found: bytes | np.ndarray | Unreadable) -> tuple[int, int] | None:
@@ -241,6 +266,10 @@ def _scaled(cut: Geometry, reduce: int, image: np.ndarray) -> Geometry:
     height, width = round(cut.height / reduce), round(cut.width / reduce)
     top, left = min(round(cut.top / reduce), image.shape[0] - height), min(round(cut.left / reduce), image.shape[1] - width)
     return Geometry(top, left, height, width, cut.flips_left_right, cut.flips_upside_down)
+
+
+def _pinned(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.pin_memory() for tensor in tensors)
 
 
 def _as_tensor(views: np.ndarray) -> Tensor:
