@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
@@ -39,6 +39,9 @@ def spec_of(images: Path, **changes: Any) -> RunSpec:
 class Job:
     """One attempt: on one node with all ranks of `spec` or, with `nodes`, as many ranks on each of so many."""
 
+    started: ClassVar[list[Job]] = []
+    """In this test: what it leaves behind when it fails would take the cores of those after it."""
+
     def __init__(
         self,
         spec: RunSpec,
@@ -54,7 +57,8 @@ class Job:
         self.attempt.path.mkdir(parents=True)
         write_whole(self.run_dir.spec, spec.model_dump_json())
         port = free_port()
-        self.launchers = []
+        self.launchers: list[subprocess.Popen[bytes]] = []
+        self.started.append(self)
         for node in sorted(set(range(nodes)) - set(missing_nodes)):
             launch = Launch(
                 directory,
@@ -96,10 +100,14 @@ class Job:
         try:
             codes = [launcher.wait(timeout=seconds) for launcher in self.launchers]
         finally:
-            for launcher in self.launchers:
-                if launcher.poll() is None:
-                    os.killpg(launcher.pid, signal.SIGKILL)
+            self.kill()
         return next((code for code in codes if code), 0)
+
+    def kill(self) -> None:
+        for launcher in self.launchers:
+            if launcher.poll() is None:
+                os.killpg(launcher.pid, signal.SIGKILL)  # the ranks die with it
+                launcher.wait(timeout=10)
 
     def logs(self) -> str:
         return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in sorted(self.attempt.path.glob("*.log")))
