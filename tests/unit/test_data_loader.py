@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from trainer.data import loader, views
 from trainer.data.augment import augment, view_rng
 from trainer.data.images import Images
 from trainer.data.loader import Batch, ViewLoader, iterate_images, model_inputs, normalise
+from trainer.data.processes import in_order
 from trainer.data.reader import Reader, read_pixels
 from trainer.data.views import NUM_SPARES, Decoder, Made, Task, Views
 
@@ -41,7 +44,11 @@ def first_batches(
     spec: RunSpec, number: int, rank: int = 0, world_size: int = 1, start_step: int = 0, images: Images | None = None
 ) -> list[Batch]:
     images = images or indexed(Path(spec.data.path))
-    return list(islice(ViewLoader(images, spec, rank, world_size, start_step, spec.data.num_workers or 0), number))
+    return [kept(batch) for batch in islice(ViewLoader(images, spec, rank, world_size, start_step, spec.data.num_workers or 0), number)]
+
+
+def kept(batch: Batch) -> Batch:
+    return replace(batch, views=tuple(views.clone() for views in batch.views))
 
 
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -58,6 +65,20 @@ def test_batches_are_the_same_whatever_the_number_of_loader_processes_and_the_fi
     batches = first_batches(make_spec(root), 7)
     assert_same(first_batches(make_spec(root), 4, start_step=3), batches[3:])
     assert_same(first_batches(make_spec(root, num_workers=2), 5, start_step=2), batches[2:])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_batch_stands_until_the_next_but_one_is_asked_for(tmp_path: Path, num_workers: int) -> None:
+    """Loader processes run ahead, into memory that is used again, and not into that."""
+    spec = make_spec(noise_folder(tmp_path, 29), num_workers)
+    expected = first_batches(spec, 12)
+    batches = iter(ViewLoader(indexed(tmp_path), spec, 0, 1, 0, num_workers))
+    before = next(batches)
+    for n in range(1, 12):
+        batch = next(batches)
+        time.sleep(0.05)  # for the processes to write all that they may
+        assert_same([before, batch], expected[n - 1 : n + 1])
+        before = batch
 
 
 def test_a_view_is_the_same_on_whichever_rank_it_is_made(tmp_path: Path) -> None:
@@ -164,7 +185,7 @@ def test_an_image_that_is_kept_while_a_batch_is_made_shifts_no_other(tmp_path: P
     views = Views(images.index, spec, 2**30, colours_on_device=False)
     rows = np.array([5, 0, 5, 9, 2, 8, 2])
     spares = np.full((len(rows), NUM_SPARES), 2)
-    made = views[Task(rows, rows, np.zeros(len(rows), np.int64), spares, spares)]
+    (made,) = in_order(views, iter([Task(rows, rows, np.zeros(len(rows), np.int64), spares, spares)]), 0, len(rows))
     assert made.instances.tolist() == [5, 2, 5, 9, 2, 8, 2]
     assert [tuple(view[:, 8, 8].tolist()) for view in made.pixels[0]] == [plain_color(i) for i in made.instances.tolist()]
 
@@ -257,9 +278,9 @@ def test_a_loader_process_that_dies_is_replaced_and_no_batch_is_lost(tmp_path: P
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)
     before = group_leaders()
     batches = iter(ViewLoader(indexed(tmp_path), spec, 0, 1, 0, 1))
-    found = [next(batches) for _ in range(2)]
+    found = [kept(next(batches)) for _ in range(2)]
     os.kill(min(group_leaders() - before), signal.SIGKILL)
-    found += [next(batches) for _ in range(10)]
+    found += [kept(next(batches)) for _ in range(10)]
     batches.close()
     assert_same(found, expected)
 
@@ -288,7 +309,7 @@ def test_evaluation_views_come_in_the_order_asked_for(tmp_path: Path) -> None:
     images = indexed(color_folder(tmp_path, 12))
     order = [7, 0, 3, 3, 11, 2, 5]
     for num_workers in (0, 1):
-        batches = list(iterate_images(images, order, make_spec(tmp_path), 16, 3, num_workers))
+        batches = [(views.clone(), of) for views, of in iterate_images(images, order, make_spec(tmp_path), 16, 3, num_workers)]
         assert [len(views) for views, _ in batches] == [3, 3, 1]
         assert torch.cat([indices for _, indices in batches]).tolist() == order
         colors = torch.cat([views for views, _ in batches])[:, :, 0, 0].tolist()

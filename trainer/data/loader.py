@@ -57,7 +57,8 @@ class Batch:
 
 
 class ViewLoader:
-    """Iterates over the rank's batches from `start_step` on, without end."""
+    """Iterates over the rank's batches from `start_step` on, without end. A batch's views stand until the next but one is asked for: clone
+    what is to be kept."""
 
     def __init__(
         self,
@@ -76,7 +77,8 @@ class ViewLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         views = Views(self.images.index, self.spec, DECODED_BYTES // max(1, self.num_workers), colours_on_device=self.colours_on_device)
-        answers = in_order(views, self._tasks(), self.num_workers)
+        most_images = -(-self.spec.optimizer.global_batch_size // self.world_size)
+        answers = in_order(views, self._tasks(), self.num_workers, most_images)
         for step, made in zip(itertools.count(self.start_step), answers, strict=False):
             of_images = torch.from_numpy(self.images.classes(made.instances))
             classes = tuple(of_images.repeat_interleave(kind.number) for kind in self.spec.view_kinds)
@@ -100,11 +102,11 @@ def iterate_images(
     images: Images, instances: Sequence[int] | np.ndarray, spec: RunSpec, size: int, batch_size: int, num_workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Evaluation views of these instances, in that order: ([b, C, size, size] uint8, [b] int64 instances). A grey image stands for one that
-    cannot be read."""
+    cannot be read. The views stand until the next but one batch is asked for."""
     chosen = np.asarray(instances, np.int64)
     chunks = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
     tasks = (Task(chunk, images.rows(chunk)) for chunk in chunks)
-    for chunk, made in zip(chunks, in_order(EvaluationViews(images.index, spec, size), tasks, num_workers), strict=True):
+    for chunk, made in zip(chunks, in_order(EvaluationViews(images.index, spec, size), tasks, num_workers, batch_size), strict=True):
         for bad in made.bad:
             log.warning(
                 "%s of %r cannot be used (%s): a grey image stands for it", images.index.full_name(bad.row), images.index.root, bad.cause

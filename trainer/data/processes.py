@@ -11,6 +11,7 @@ import signal
 import tempfile
 from collections import Counter, deque
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -20,26 +21,44 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from trainer.data.views import EvaluationViews, Made, Task, Views
+from trainer.data.views import Made, MadeInMemory, Task
 
 log = logging.getLogger(__name__)
 
 MOST_DEATHS = 3
 """Deaths of loader processes in a row, without a batch in between or an image found that is to blame, that are answered with new ones."""
+_PREFETCH = 2
+"""Tasks that each process is given ahead."""
 DEATHS_OF_A_CRASHER = 2
 """So often must processes have died over an image for it to be taken for the reason; memory may run out over any, once."""
 
 
-def in_order(dataset: Views | EvaluationViews, tasks: Iterator[Task], num_workers: int) -> Iterator[Made]:
-    """The dataset's answer to each task, in order; computed in this process or by `num_workers` others.
+def in_order(dataset: MadeInMemory, tasks: Iterator[Task], num_workers: int, most_images: int) -> Iterator[Made]:
+    """The dataset's answer to each task, of at most `most_images`, in order; computed in this process or by `num_workers` others.
+
+    The pixels of an answer stand until the next but one is asked for: clone what is to be kept. Of loader processes, on a machine with a
+    GPU, they are copied into pinned memory of their own.
 
     Where one of those dies (the system's memory ran out, a decoder crashed) all are replaced and the tasks that were not answered are
     given out again; an image over which they die again counts as one that cannot be read. Raises RuntimeError after MOST_DEATHS.
     """
-    if num_workers == 0:
-        cv2.setNumThreads(0)
-        yield from (dataset[task] for task in tasks)
-        return
+    # Of other processes so many are under way, and besides them an answer is in use and the one before it may still be.
+    num_slots = _PREFETCH * num_workers + 2
+    dataset.allocate(num_slots, most_images)
+    tasks = (replace(task, slot=number % num_slots) for number, task in enumerate(tasks))
+    try:
+        yield from _in_this_process(dataset, tasks) if num_workers == 0 else _in_others(dataset, tasks, num_workers)
+    finally:
+        dataset.memory.close()
+
+
+def _in_this_process(dataset: MadeInMemory, tasks: Iterator[Task]) -> Iterator[Made]:
+    cv2.setNumThreads(0)
+    for task in tasks:
+        yield dataset.with_pixels(dataset[task], task)
+
+
+def _in_others(dataset: MadeInMemory, tasks: Iterator[Task], num_workers: int) -> Iterator[Made]:
     given: deque[Task] = deque()
     deaths = 0
     blamed: Counter[int] = Counter()
@@ -52,9 +71,9 @@ def in_order(dataset: Views | EvaluationViews, tasks: Iterator[Task], num_worker
             answers = _processes(dataset, _noting(tasks, given), num_workers)
             try:
                 for answer in answers:
-                    given.popleft()
+                    made = dataset.with_pixels(answer, given.popleft())
                     deaths = 0
-                    yield answer
+                    yield made.pinned() if torch.cuda.is_available() else made
                 return
             except (RuntimeError, OSError, EOFError) as error:  # also of the connection over which it was to hand out its tensors
                 dead = _dead(answers)
@@ -85,7 +104,7 @@ def _dead(answers: Any) -> list[int]:
     return [number for number, sentinel in enumerate(sentinels) if sentinel in ended]
 
 
-def _processes(dataset: Views | EvaluationViews, tasks: Iterator[Task], num_workers: int) -> Any:
+def _processes(dataset: MadeInMemory, tasks: Iterator[Task], num_workers: int) -> Any:
     loader = DataLoader(
         dataset,
         batch_size=None,  # a task is a batch
@@ -95,7 +114,7 @@ def _processes(dataset: Views | EvaluationViews, tasks: Iterator[Task], num_work
         multiprocessing_context="spawn",  # a fork of a process with threads (gloo, OpenMP, CUDA) may hang
         worker_init_fn=_start_loader_process,
         collate_fn=_unchanged,
-        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=_PREFETCH,
     )
     answers = iter(loader)
     # DataLoader would raise wherever this process is when a loader process dies, in a collective for example; asking for the next

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from trainer.data.augment import (
     draw_geometry,
     evaluation_view,
 )
+from trainer.data.batch_memory import BatchMemory
 from trainer.data.decode import Unreadable, decode
 from trainer.data.headers import read_header
 from trainer.data.index import Index
@@ -55,14 +57,14 @@ class Task:
     spare_instances: np.ndarray | None = None
     """[n, NUM_SPARES]"""
     spare_rows: np.ndarray | None = None
+    slot: int = 0
+    """Of the batch memory, where the views are to be written."""
 
 
 @dataclass(frozen=True)
 class Made:
     """The answer to a task."""
 
-    pixels: tuple[Tensor, ...]
-    """For each kind of view, those of all images."""
     instances: np.ndarray
     """Those of the task, but for replaced images."""
     bad: list[Bad]
@@ -70,9 +72,11 @@ class Made:
     seconds: float
     colours: tuple[Tensor, ...] | None = None
     """For each kind of view, where they are left to the device."""
+    pixels: tuple[Tensor, ...] = ()
+    """For each kind of view, those of all images; not yet where it was made."""
 
-    def pin_memory(self) -> Made:
-        """DataLoader asks for it where there is a GPU: copies to it then go beside its work."""
+    def pinned(self) -> Made:
+        """In memory from which a GPU copies beside its work."""
         colours = None if self.colours is None else _pinned(self.colours)
         return replace(self, pixels=_pinned(self.pixels), colours=colours)
 
@@ -142,7 +146,27 @@ class Decoder:
         self._note[0] = row + 1
 
 
-class Views(Dataset[Made]):
+class MadeInMemory(Dataset[Made]):
+    """Answers to tasks, whose pixels stand in `memory`."""
+
+    decoder: Decoder
+    memory: BatchMemory
+
+    def shapes(self, n: int) -> list[tuple[int, ...]]:
+        """Of the arrays of pixels of n images, one for each kind of view: [n, views, S, S, C]."""
+        raise NotImplementedError
+
+    def allocate(self, num_slots: int, most_images: int) -> None:
+        """Memory for so many batches at a time. Raises OSError."""
+        self.memory = BatchMemory(num_slots, sum(map(math.prod, self.shapes(most_images))))
+
+    def with_pixels(self, made: Made, task: Task) -> Made:
+        """The answer with its views, each kind [n * views, C, S, S]: channels last, over the memory of the task's slot."""
+        arrays = self.memory.arrays(task.slot, self.shapes(len(task.rows)))
+        return replace(made, pixels=tuple(torch.from_numpy(views).flatten(0, 1).permute(0, 3, 1, 2) for views in arrays))
+
+
+class Views(MadeInMemory):
     """Augmented views of a task's images."""
 
     def __init__(self, index: Index, spec: RunSpec, decoded_bytes: int, *, colours_on_device: bool) -> None:
@@ -151,10 +175,12 @@ class Views(Dataset[Made]):
         self._kinds = [kind for kind in spec.view_kinds for _ in range(kind.number)]
         self._draws: ViewDraws | None = None
 
+    def shapes(self, n: int) -> list[tuple[int, ...]]:
+        return [(n, kind.number, kind.size, kind.size, self.spec.data.channels) for kind in self.spec.view_kinds]
+
     def __getitem__(self, task: Task) -> Made:
         begun, read_before = time.perf_counter(), self.decoder.read_seconds
-        n, kinds = len(task.rows), self.spec.view_kinds
-        views = [np.empty((n, kind.number, kind.size, kind.size, self.spec.data.channels), np.uint8) for kind in kinds]
+        views = self.memory.arrays(task.slot, self.shapes(len(task.rows)))
         instances, bad, colours = task.instances.copy(), [], []
         assert task.passes is not None
         for i, found in enumerate(self.decoder.encoded(task.rows)):
@@ -165,10 +191,9 @@ class Views(Dataset[Made]):
                 bad.append(Bad(int(task.rows[i]), error.cause, str(error)))
                 instances[i], made = self._of_a_spare(task, i, out, bad)
                 colours += made
-        pixels = tuple(_as_tensor(of_kind.reshape(-1, *of_kind.shape[2:])) for of_kind in views)
         later = self._by_kind(colours) if self.colours_on_device else None
         read_seconds, seconds = self.decoder.read_seconds - read_before, time.perf_counter() - begun
-        return Made(pixels, instances, bad, read_seconds, seconds, later)
+        return Made(instances, bad, read_seconds, seconds, later)
 
     def _by_kind(self, colours: Sequence[Colours]) -> tuple[Tensor, ...]:
         """Parameters of the views, image by image, as [views of the kind, NUM_COLUMNS] for each kind."""
@@ -235,22 +260,26 @@ class Views(Dataset[Made]):
         return int(task.instances[i]), [Colours()] * len(out)
 
 
-class EvaluationViews(Dataset[Made]):
+class EvaluationViews(MadeInMemory):
     """Evaluation views of a task's images."""
 
     def __init__(self, index: Index, spec: RunSpec, size: int) -> None:
         self.spec, self.size = spec, size
         self.decoder = Decoder(index, spec)
 
+    def shapes(self, n: int) -> list[tuple[int, ...]]:
+        return [(n, 1, self.size, self.size, self.spec.data.channels)]
+
     def __getitem__(self, task: Task) -> Made:
         begun, bad = time.perf_counter(), []
-        views = np.full((len(task.rows), self.size, self.size, self.spec.data.channels), 128, np.uint8)
+        (views,) = self.memory.arrays(task.slot, self.shapes(len(task.rows)))
         for i, found in enumerate(self.decoder.encoded(task.rows)):
             try:
                 views[i] = evaluation_view(self.decoder.pixels(int(task.rows[i]), found), self.size)
             except Unreadable as error:
+                views[i] = 128
                 bad.append(Bad(int(task.rows[i]), error.cause, str(error)))
-        return Made((_as_tensor(views),), task.instances, bad, self.decoder.read_seconds, time.perf_counter() - begun)
+        return Made(task.instances, bad, self.decoder.read_seconds, time.perf_counter() - begun)
 
 
 def _stored_shape(found: bytes | np.ndarray | Unreadable) -> tuple[int, int] | None:
@@ -270,8 +299,3 @@ def _scaled(cut: Geometry, reduce: int, image: np.ndarray) -> Geometry:
 
 def _pinned(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(tensor.pin_memory() for tensor in tensors)
-
-
-def _as_tensor(views: np.ndarray) -> Tensor:
-    """[n, H, W, C] as a [n, C, H, W] tensor over the same memory: channels last, no copy."""
-    return torch.from_numpy(views).permute(0, 3, 1, 2)
