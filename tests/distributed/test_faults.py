@@ -45,7 +45,7 @@ def damaged_pile(root: Path, *, is_clean: bool = False) -> Path:
     for seed, name in enumerate(names):
         kind = name.partition("-")[0]
         suffix = ".png" if kind == "garbled" else ".jpg"
-        data = cv2.imencode(suffix, noise(seed, 40, 40), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+        data = cv2.imencode(suffix, noise(seed, 40, 40), [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix == ".jpg" else [])[1].tobytes()
         (root / (name + suffix)).write_bytes(data if is_clean or kind not in DAMAGE else DAMAGE[kind][1](data))
     return root
 
@@ -78,7 +78,7 @@ def test_a_run_survives_an_outage_of_its_storage_and_every_kind_of_damage(tmp_pa
     told = failure(outage)
     assert told["code"] == "storage", told
     assert f"'faulty://{pile}'" in told["message"]
-    assert run.joinpath("quarantine.jsonl").read_text() == ""
+    assert not run.joinpath("quarantine.jsonl").exists()
 
     job = Job(spec, run, 2)
     job.until_step(2)
