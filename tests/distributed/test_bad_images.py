@@ -70,6 +70,8 @@ def what_is_concluded(directory: Path, images: Images, spec: RunSpec, third: Ima
     encoder, classifier = build_encoder(spec), build_classifier(spec, len(third), process.device)
     watch = Watch(process, Beats(directory / f"beat-{process.rank}"), directory / "stop")
     conclude(lambda: first_pass(encoder, classifier, third, spec, process, watch, attempt(third, spec)))
+    for _ in range(2):
+        first.warn_of_evaluation({f"{name}.png": "empty" for name in "abcd"})
     return found
 
 
@@ -92,5 +94,7 @@ def test_storage_that_is_away_is_told_from_damaged_images_alike_on_all_ranks(tmp
     assert "41 timeout" in other[3][0]
     assert "12 of the 80 images" in ends[4]
     assert "20 of the 60 images" in ends[5]
-    (warning,) = [line for line in (tmp_path / "events").read_text().splitlines() if "waits for it" in line]
-    assert json.loads(warning)["kind"] == "warned"
+    warnings = [json.loads(line)["message"] for line in (tmp_path / "events").read_text().splitlines()]
+    assert sum("waits for it" in warning for warning in warnings) == 1
+    (of_evaluation,) = [warning for warning in warnings if "of the evaluation" in warning]
+    assert of_evaluation.startswith("a.png (empty), b.png (empty), c.png (empty) and 1 more of the evaluation cannot be used")

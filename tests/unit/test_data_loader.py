@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ def test_an_image_that_is_kept_while_a_batch_is_made_shifts_no_other(tmp_path: P
 
 
 class Fatal(Views):
-    """Dies over image 3."""
+    """Dies over image 3, and the second time hangs in its decoder."""
 
     def __getitem__(self, task: Task) -> Made:
         if self.decoder.notes is not None:
@@ -161,10 +162,18 @@ class FatalDecoder(Decoder):
     def _take_note(self, row: int) -> None:
         super()._take_note(row)
         if row == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
+            assert self.notes is not None
+            was_here = self.notes.with_name("was-here")
+            if not was_here.exists():
+                was_here.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            views.DECODE_SECONDS = 1
+            views.decode = lambda *_: time.sleep(90)  # type: ignore[assignment, func-returns-value, return-value]
 
 
-def test_an_image_that_crashes_the_decoder_is_replaced_as_any_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_crashes_or_hangs_the_decoder_is_replaced_as_any_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It ends two processes, and is then left alone; no batch is lost."""
     spec = make_spec(noise_folder(tmp_path, 16), num_workers=1, batch_size=16)
     monkeypatch.setattr(loader, "Views", Fatal)
