@@ -29,9 +29,9 @@ class FaultyFiles(LocalFileSystem):  # type: ignore[misc]
             time.sleep(0.02)
         if kind == "broken" or (kind == "flaky" and is_first):
             raise OSError(errno.EIO, "Input/output error")
+        data = file.read_bytes()[start:end]
         if kind == "hung":
             time.sleep(600)
-        data = file.read_bytes()[start:end]
         return data[: len(data) // 2] if kind == "short" else data
 
 
