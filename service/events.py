@@ -117,7 +117,7 @@ class Failed(_Event):
     """Why the job ends, in words, with the remedy."""
 
     kind: Literal["failed"] = "failed"
-    code: Literal["bad_spec", "bad_data", "non_finite_loss", "out_of_memory", "disk", "internal"]
+    code: Literal["bad_spec", "bad_data", "non_finite_loss", "out_of_memory", "disk", "storage", "internal"]
     message: str
 
 

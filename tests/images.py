@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from trainer.data.images import Images, index_images
+from trainer.data.loader import Batch
 
 
 def write_image(path: Path, pixels: np.ndarray) -> Path:
@@ -44,3 +46,8 @@ def color_folder(root: Path, num_images: int) -> Path:
 def indexed(root: Path, limit: int | None = None) -> Images:
     """The images below `root`, by an index of their own in it, hidden."""
     return index_images(root, root / f".index-{secrets.token_hex(4)}", limit)
+
+
+def kept(batch: Batch) -> Batch:
+    """With views of its own: the loader's stand until the next but one batch."""
+    return replace(batch, views=tuple(views.clone() for views in batch.views))

@@ -35,7 +35,8 @@ def main() -> int:
     run_dir, rank = RunDir(arguments.run_dir), int(os.environ["RANK"])
     attempt = run_dir.attempt(arguments.attempt)
     _log_to(attempt, rank)
-    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the worker asks a stuck job where it is; stderr is the log by now
+    # The worker asks a stuck job where it is; both streams are the log by now, and in a decoder stderr is listened to (complaints.py).
+    faulthandler.register(signal.SIGUSR1, file=sys.stdout, all_threads=True)
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s", stream=sys.stdout)
     fence = Fence(run_dir, arguments.attempt)
     fence.watch()
@@ -54,7 +55,7 @@ def main() -> int:
             return ExitCode.FENCED
         code, message = _explain(error)
         EventSpool(attempt.events).append("failed", code=code, message=message)
-        return ExitCode.FAULTY if code not in ("disk", "internal") else 1
+        return ExitCode.FAULTY if code not in ("disk", "storage", "internal") else 1
 
 
 def _is_fenced(fence: Fence) -> bool:

@@ -5,6 +5,7 @@ TrainerError
     BadData          the images cannot be used
     NonFiniteLoss    the loss became NaN or infinite
     DiskError        a checkpoint or the export cannot be written
+    StorageError     none of the images can be read any more
     BadExport        an exported folder is not what timm should load
 """
 
@@ -14,7 +15,7 @@ from typing import ClassVar
 
 
 class TrainerError(Exception):
-    """What a person can act upon. All but DiskError would end alike if tried again."""
+    """What a person can act upon. All but DiskError and StorageError would end alike if tried again."""
 
     code: ClassVar[str]
 
@@ -41,6 +42,12 @@ class DiskError(TrainerError):
     """A checkpoint or the export cannot be written."""
 
     code = "disk"
+
+
+class StorageError(TrainerError):
+    """None of the images can be read any more: what they lie on is away."""
+
+    code = "storage"
 
 
 class BadExport(TrainerError):

@@ -89,15 +89,21 @@ def _read_classes(path: str, field: str, directory: Path) -> LabelledSet:
 
 
 def evaluate_knn(
-    backbone: nn.Module, spec: RunSpec, sets: tuple[LabelledSet, LabelledSet], device: torch.device, watch: Watch | None = None
+    backbone: nn.Module,
+    spec: RunSpec,
+    sets: tuple[LabelledSet, LabelledSet],
+    device: torch.device,
+    watch: Watch | None = None,
+    unreadable: dict[str, str] | None = None,
 ) -> float:
     """kNN accuracy in percent, the same on every rank; every rank calls, and computes its share of features and of votes.
 
+    `unreadable` takes the name and cause of images, of any rank, that a grey one stands for.
     Raises StopAgreed between batches: the evaluation is abandoned.
     """
     bank, queries = sets
-    bank_MF = extract_features(backbone, bank.images, spec, device, watch)
-    query_QF = extract_features(backbone, queries.images, spec, device, watch)
+    bank_MF = extract_features(backbone, bank.images, spec, device, watch, unreadable)
+    query_QF = extract_features(backbone, queries.images, spec, device, watch, unreadable)
     rank, world_size = _rank_and_world_size()
     mine = slice(rank, None, world_size)
     labels = torch.tensor(queries.labels)
@@ -131,7 +137,14 @@ def pixel_knn(sets: tuple[LabelledSet, LabelledSet], spec: RunSpec, watch: Watch
 
 
 @torch.no_grad()
-def extract_features(backbone: nn.Module, images: Images, spec: RunSpec, device: torch.device, watch: Watch | None = None) -> Tensor:
+def extract_features(
+    backbone: nn.Module,
+    images: Images,
+    spec: RunSpec,
+    device: torch.device,
+    watch: Watch | None = None,
+    unreadable: dict[str, str] | None = None,
+) -> Tensor:
     """Features of all images under the backbone in evaluation mode, [len(images), F] float32 on the CPU, on every rank.
 
     Every rank calls, and runs the same number of batches on as many images as every other: under ZeRO-3 the forward pass
@@ -144,18 +157,30 @@ def extract_features(backbone: nn.Module, images: Images, spec: RunSpec, device:
     was_training = backbone.training
     backbone.eval()
     features = []
-    for pixels, _ in iterate_images(images, mine, spec, spec.data.image_size, BATCH_SIZE, spec.data.num_workers or 0):
+    found: dict[str, str] = {}
+    for pixels, bad in iterate_images(images, mine, spec, spec.data.image_size, BATCH_SIZE, spec.data.num_workers or 0):
+        found |= {images.index.full_name(image.row): image.cause for image in bad}
         inputs = normalise(pixels.to(device), spec.data.mean, spec.data.std).to(dtype)
         features.append(backbone(inputs).float())
         if watch is not None:
             watch.batch()
     backbone.train(was_training)
     local_nF = torch.cat(features).contiguous()
+    if unreadable is not None:
+        unreadable |= _of_all_ranks(found, world_size)
     if world_size == 1:
         return local_nF.cpu()
     gathered = [torch.empty_like(local_nF) for _ in range(world_size)]
     dist.all_gather(gathered, local_nF)
     return torch.cat(gathered)[: len(images)].cpu()
+
+
+def _of_all_ranks(found: dict[str, str], world_size: int) -> dict[str, str]:
+    gathered = [found]
+    if world_size > 1:
+        gathered = [{} for _ in range(world_size)]
+        dist.all_gather_object(gathered, found)
+    return {name: cause for of_rank in gathered for name, cause in of_rank.items()}
 
 
 def knn_accuracy(bank_MF: Tensor, bank_labels_M: Tensor, query_QF: Tensor, query_labels_Q: Tensor, k: int, temperature: float) -> float:

@@ -7,23 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from service.spec import RunSpec
+from trainer.bad_images import BadImages
 from trainer.classifier.shard import all_gather
 from trainer.data.advice import Loading
 from trainer.data.loader import Batch
-from trainer.data.quarantine import Quarantine
-from trainer.data.views import Bad
-from trainer.errors import BadData, NonFiniteLoss
+from trainer.errors import NonFiniteLoss
 from trainer.process import Process
 from trainer.schedule import Plan
 from trainer.spool import EventSpool, NullSpool
 from trainer.straggler import Stragglers
-
-MAX_BAD = 10
-"""So many images that cannot be read never end a run, whatever share they are of what it has read."""
 
 
 class Meter:
@@ -34,15 +29,13 @@ class Meter:
     not in it: DeepSpeed reduces gradients while it runs.
     """
 
-    def __init__(self, plan: Plan, step: int, spec: RunSpec, process: Process, quarantine: Quarantine | None) -> None:
-        """`quarantine`: on the first rank."""
-        self.plan, self.spec, self.process, self.quarantine = plan, spec, process, quarantine
+    def __init__(self, plan: Plan, step: int, spec: RunSpec, process: Process, bad_images: BadImages) -> None:
+        self.plan, self.spec, self.process, self.bad_images = plan, spec, process, bad_images
         self.first_step, self.first_time = step, time.monotonic()
         self.last_step, self.last_time = step, self.first_time
         self.loss = torch.zeros((), dtype=torch.float64, device=process.device)
-        self.num_images, self.num_bad, self.num_read = 0, 0, 0
+        self.num_images = 0
         self.waited, self.read_seconds, self.load_seconds = 0.0, 0.0, 0.0
-        self.bad: list[Bad] = []
         self.advised = False
         self.alone_in_forward = spec.zero_stage < 3 and spec.backbone.batch_norm == "per_rank"
         self.forward_seconds = 0.0
@@ -73,35 +66,25 @@ class Meter:
         """One step. A non-finite loss stays non-finite in the sum, so no check is needed here."""
         self.loss += loss.detach()
         self.num_images += batch.global_images
-        self.num_read += batch.num_images
-        self.num_bad += len(batch.bad)
-        self.bad += batch.bad
+        self.bad_images.count(batch.num_images, batch.bad)
         self.read_seconds += batch.read_seconds
         self.load_seconds += batch.seconds
 
     def report(self, spool: EventSpool | NullSpool, step: int, learning_rate: float) -> None:
-        """Report the steps since the last report. Every rank calls. Raises NonFiniteLoss or BadData on every rank alike."""
+        """Report the steps since the last report. Every rank calls. Raises NonFiniteLoss, BadData
+        or StorageError on every rank alike."""
         now = time.monotonic()
         steps, seconds = step - self.last_step, max(1e-9, now - self.last_time)
-        mine = [0.0, self.num_bad, self.num_read, self._own_seconds() / steps, len(self.bad)]
-        gathered_P5 = torch.tensor([mine], dtype=torch.float64, device=self.process.device)
-        gathered_P5[0, 0] = self.loss
-        gathered_P5 = all_gather(gathered_P5, self.process.world_size)
-        loss_sum, num_bad, num_read, _, num_new = gathered_P5.sum(0).tolist()
-        loss = loss_sum / self.process.world_size / steps
-        if not torch.isfinite(gathered_P5[:, 0]).all():
+        gathered_P2 = torch.tensor([[0.0, self._own_seconds() / steps]], dtype=torch.float64, device=self.process.device)
+        gathered_P2[0, 0] = self.loss
+        gathered_P2 = all_gather(gathered_P2, self.process.world_size)
+        loss = gathered_P2[:, 0].sum().item() / self.process.world_size / steps
+        if not torch.isfinite(gathered_P2[:, 0]).all():
             raise NonFiniteLoss(
                 f"the loss became {loss} between steps {self.last_step + 1} and {step}: lower optimizer.learning_rate (now "
                 f"{learning_rate:.4g}), lengthen the warm-up, or raise classifier.temperature; with precision fp16, try bf16 or fp32"
             )
-        if num_new:
-            self._quarantine(spool)
-        if num_bad > max(MAX_BAD, self.spec.data.max_bad_share * num_read):
-            where = f": {self.quarantine.path} lists them ({self.quarantine.summary()})" if self.quarantine else ""
-            raise BadData(
-                f"{num_bad:.0f} of the {num_read:.0f} images read so far could not be used, more than data.max_bad_share "
-                f"{self.spec.data.max_bad_share:g}{where}; repair or remove them, or raise it"
-            )
+        self.bad_images.check()
         done, elapsed = step - self.first_step, now - self.first_time
         spool.append(
             "progress",
@@ -115,7 +98,7 @@ class Meter:
             data_wait=min(1.0, self.waited / seconds),
             eta_seconds=elapsed / done * (self.plan.num_steps - step),
         )
-        for rank, own, median in self.stragglers.named(gathered_P5[:, 3].tolist(), now):
+        for rank, own, median in self.stragglers.named(gathered_P2[:, 1].tolist(), now):
             spool.append("straggler", step=step, rank=rank, seconds=own, median_seconds=median)
         if not self.advised and self.last_step > self.first_step:  # in the first steps the loader has still to start
             message = self._loading(seconds).advice(self.spec)
@@ -125,23 +108,6 @@ class Meter:
         self.last_step, self.last_time = step, now
         self.loss.zero_()
         self.num_images, self.waited, self.forward_seconds, self.read_seconds, self.load_seconds = 0, 0.0, 0.0, 0.0, 0.0
-
-    def _quarantine(self, spool: EventSpool | NullSpool) -> None:
-        """Every rank calls: the first one writes down what all have found."""
-        found: list[list[Bad]] = [self.bad]
-        if self.process.world_size > 1:
-            found = [[] for _ in range(self.process.world_size)]
-            dist.all_gather_object(found, self.bad)
-        self.bad = []
-        if self.quarantine is None:
-            return
-        if new := self.quarantine.add(bad for of_rank in found for bad in of_rank):
-            more = f" and {len(new) - 3} more" if len(new) > 3 else ""
-            spool.append(
-                "warned",
-                message=f"{', '.join(new[:3])}{more} cannot be used, and others take their place; {self.quarantine.path} lists all "
-                f"({self.quarantine.summary()})",
-            )
 
     def _loading(self, seconds: float) -> Loading:
         """Of this rank, since the last report."""

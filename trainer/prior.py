@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from service.spec import RunSpec
+from trainer.bad_images import BadImages
 from trainer.classifier import InstanceClassifier
 from trainer.data.images import Images
 from trainer.data.loader import iterate_images, normalise
@@ -19,10 +20,21 @@ from trainer.data.sampler import permute
 from trainer.process import Process
 from trainer.watch import Watch
 
+CHECK_EVERY = 8
+"""Batches between two looks at how many images could not be read."""
+
 
 @torch.no_grad()
-def first_pass(encoder: nn.Module, classifier: InstanceClassifier, images: Images, spec: RunSpec, process: Process, watch: Watch) -> None:
-    """Run the statistics and, with initialisation prior, fill the classifier's rows. Raises StopAgreed.
+def first_pass(
+    encoder: nn.Module,
+    classifier: InstanceClassifier,
+    images: Images,
+    spec: RunSpec,
+    process: Process,
+    watch: Watch,
+    bad_images: BadImages,
+) -> None:
+    """Run the statistics and, with initialisation prior, fill the classifier's rows. Raises StopAgreed, BadData and StorageError.
 
     Every rank encodes its share of the shuffled images: batches in the order of the paths would be of one kind of image, and
     their BatchNorm statistics with them.
@@ -38,11 +50,14 @@ def first_pass(encoder: nn.Module, classifier: InstanceClassifier, images: Image
     batches = iterate_images(images, instance_n, spec, spec.data.image_size, batch_size, process.num_loaders(spec))
     dtype = next(encoder.parameters()).dtype
     encoder.train()
-    for (pixels, _), class_b in zip(batches, class_n.split(batch_size), strict=True):
+    for number, ((pixels, bad), class_b) in enumerate(zip(batches, class_n.split(batch_size), strict=True), 1):
         x_bD = encoder(normalise(pixels.to(process.device), spec.data.mean, spec.data.std).to(dtype))
         if spec.classifier.initialisation == "prior":
             # Unit norm: the cosine ignores a row's length, but a step turns a row by an angle inverse to it.
             classifier.write_rows(class_b.to(process.device), F.normalize(x_bD.float(), dim=1))
+        bad_images.count(len(pixels), bad)
+        if number % CHECK_EVERY == 0 or number == num_batches:
+            bad_images.check()
         watch.batch()
 
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from service.events import ExitCode
 from service.layout import RunDir
 from service.spec import RunSpec, check_fits_dataset
+from trainer.bad_images import BadImages
 from trainer.beats import Beats
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.checkpoint_files import old_checkpoints, read_pins, record_knn, remove_checkpoints
@@ -20,7 +21,6 @@ from trainer.classifier import build_classifier
 from trainer.classifier.similarity import keeps_hardest, refresh_hardest
 from trainer.data.images import prepare_images
 from trainer.data.loader import ViewLoader, model_inputs
-from trainer.data.quarantine import Quarantine
 from trainer.encoder import build_encoder
 from trainer.engine import average_buffers, build_engine, full_state, set_learning_rates
 from trainer.errors import BadSpec, TrainerError
@@ -91,11 +91,15 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
     if watch.stop_agreed(now=True):
         return ExitCode.STOPPED
 
+    bad_images = BadImages(images.index, spec, process, run_dir.quarantine, spool, watch.beat)
+
     def evaluate() -> float | None:
         if labelled is None:
             return None
         enter("evaluating")
-        knn = evaluate_knn(encoder.backbone, spec, labelled, process.device, watch)
+        unreadable: dict[str, str] = {}
+        knn = evaluate_knn(encoder.backbone, spec, labelled, process.device, watch, unreadable)
+        bad_images.warn_of_evaluation(unreadable)
         pixels = pixel_knn(labelled, spec, watch) if step == 0 and process.is_first else None
         spool.append("evaluated", step=step, epoch=plan.epoch(step), knn=knn, knn_pixels=pixels)
         return knn
@@ -106,7 +110,7 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
     try:
         if saved is None:
             enter("prior")
-            first_pass(encoder, classifier, images, spec, process, watch)
+            first_pass(encoder, classifier, images, spec, process, watch, bad_images)
             average_buffers(encoder, process.world_size)
             evaluate()  # the random encoder
         elif saved.knn is None and evaluation_is_due():  # a stop broke it off
@@ -121,7 +125,7 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
     has_hardest = keeps_hardest(classifier, by_similarity)
     optimizer = spec.optimizer
     classifier_rate = optimizer.classifier_learning_rate or optimizer.learning_rate
-    meter = Meter(plan, start_step, spec, process, Quarantine(run_dir.quarantine, images.index) if process.is_first else None)
+    meter = Meter(plan, start_step, spec, process, bad_images)
     on_gpu, num_loaders = process.device.type == "cuda", process.num_loaders(spec)
     batches = iter(ViewLoader(images, spec, process.rank, process.world_size, start_step, num_loaders, colours_on_device=on_gpu))
     enter("training")

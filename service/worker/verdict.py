@@ -77,6 +77,8 @@ def exit_report(
     if _PORT_IN_USE.search("\n".join([*end_of(directory.launcher_log(launch.node_rank)), failed.message if failed else ""])):
         meeting = f"{launch.master_address}:{launch.master_port}"
         return report("lost", f"{meeting}, where the ranks were to meet, was taken by another program")
+    if failed is not None and failed.code == "storage":  # perhaps of this node alone: the next attempt goes elsewhere if it can
+        return report("lost", failed.message)
     if failed is not None and named:
         return report("crashed", failed.message, signature=signature(failed.code, failed.message))
     if launch.num_nodes > 1 and (failed is not None or _PEER_IS_GONE.search(tail(telling))):

@@ -44,10 +44,11 @@ def make_spec(root: Path) -> RunSpec:
 def features_and_accuracy(root: Path, few: Path, directory: Path) -> dict[str, Any]:
     """All that the test compares, in one go: starting processes is what takes the time."""
     evaluate.BATCH_SIZE = 4
-    spec, backbone = make_spec(root), CountingBackbone()
+    spec, backbone, unreadable = make_spec(root), CountingBackbone(), dict[str, str]()
     return {
+        "unreadable": unreadable,
         "features": extract_features(backbone, index_images(root, directory / "root"), spec, CPU),
-        "accuracy": evaluate_knn(nn.Flatten(), spec, load_labelled(spec.evaluation, directory), CPU),
+        "accuracy": evaluate_knn(nn.Flatten(), spec, load_labelled(spec.evaluation, directory), CPU, None, unreadable),
         "sizes": tuple(backbone.sizes),
         "few": extract_features(backbone, index_images(few, directory / "few"), spec, CPU),
     }
@@ -55,11 +56,14 @@ def features_and_accuracy(root: Path, few: Path, directory: Path) -> dict[str, A
 
 @pytest.mark.distributed
 def test_three_ranks_have_the_features_and_the_accuracy_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """31 images do not divide by three, and of 2 one rank has none; each rank runs the same batches, and all know the result."""
+    """31 images do not divide by three, and of 2 one rank has none; each rank runs the same batches, and all know the result and what
+    they could not read."""
     monkeypatch.setattr(evaluate, "BATCH_SIZE", 4)
     root, few = tmp_path / "images", noise_folder(tmp_path / "few", 2)
     noise_folder(root / "cat", 16)
     noise_folder(root / "dog", 15)
+    (root / "dog/003.png").write_bytes(b"")
+    (root / "dog/010.png").write_bytes(b"no image")
     alone = features_and_accuracy(root, few, tmp_path / "indices")
     ranks = on_ranks(3, tmp_path, features_and_accuracy, root, few, tmp_path / "indices")
     assert {rank["sizes"] for rank in ranks} == {(4, 4, 3)}
@@ -67,3 +71,4 @@ def test_three_ranks_have_the_features_and_the_accuracy_of_one(tmp_path: Path, m
         assert torch.equal(rank["features"], alone["features"])
         assert torch.equal(rank["few"], alone["few"])
         assert rank["accuracy"] == alone["accuracy"]
+        assert rank["unreadable"] == alone["unreadable"] == {"dog/003.png": "empty", "dog/010.png": "undecodable"}

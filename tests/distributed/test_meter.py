@@ -13,6 +13,9 @@ import torch.distributed as dist
 from service.spec import RunSpec
 from tests.distributed.job import spec_of
 from tests.distributed.launch import on_ranks
+from tests.images import indexed, noise_folder
+from trainer.bad_images import BadImages
+from trainer.data.index import Index
 from trainer.data.loader import Batch
 from trainer.errors import NonFiniteLoss
 from trainer.meter import Meter
@@ -23,16 +26,13 @@ from trainer.spool import EventSpool, NullSpool
 pytestmark = pytest.mark.distributed
 
 
-def meter_of(spec: RunSpec) -> tuple[Meter, Process]:
-    process = Process(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
-    return Meter(make_plan(spec, 60), 0, spec, process, None), process
-
-
-def one_rank_loads_slowly(spec: RunSpec, spool_file: str) -> str:
+def one_rank_loads_slowly(spec: RunSpec, index: Index, spool_file: str) -> str:
     """Four reports of two steps; rank 1 waits for its data. Then a loss that is infinite on rank 1 alone."""
-    meter, process = meter_of(spec)
+    process = Process(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
     spool = EventSpool(Path(spool_file)) if process.is_first else NullSpool()
-    batch = Batch(torch.empty(0), torch.zeros(10), 20, 0, None, [], 0.0, 0.0)
+    bad_images = BadImages(index, spec, process, Path(spool_file).with_name("quarantine.jsonl"), spool, lambda: None)
+    meter = Meter(make_plan(spec, 60), 0, spec, process, bad_images)
+    batch = Batch((), (), num_images=10, global_images=20, step=0, colours=None, bad=[], read_seconds=0.0, seconds=0.0)
     for step in range(1, 9):
         with meter.waiting_for_data():
             time.sleep(0.05 if process.rank == 1 else 0.0)
@@ -49,7 +49,8 @@ def one_rank_loads_slowly(spec: RunSpec, spool_file: str) -> str:
 
 def test_the_rank_that_makes_the_others_wait_is_named_and_a_loss_lost_on_one_rank_ends_all(tmp_path: Path) -> None:
     """Its own seconds are those before the first collective; the loss reported is the mean over ranks and steps."""
-    messages = on_ranks(3, tmp_path, one_rank_loads_slowly, spec_of(tmp_path), str(tmp_path / "events.jsonl"))
+    index = indexed(noise_folder(tmp_path / "images", 2)).index
+    messages = on_ranks(3, tmp_path, one_rank_loads_slowly, spec_of(tmp_path), index, str(tmp_path / "events.jsonl"))
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [event["loss"] for event in events if event["kind"] == "progress"] == [2.0] * 4
     (straggler,) = [event for event in events if event["kind"] == "straggler"]

@@ -13,6 +13,7 @@ import tifffile
 from PIL import Image
 
 from tests.images import noise, write_image
+from trainer.data.complaints import heard
 from trainer.data.decode import Unreadable, decode
 
 
@@ -94,6 +95,9 @@ def test_a_satellites_bands_are_taken_interleaved_or_plane_by_plane(planar: str,
         ("a.webp", lambda data: data[: len(data) // 2], "truncated"),
         ("a.png", lambda data: data[:30] + bytes(60) + data[90:], "undecodable"),
         ("a.jpg", lambda data: data[:20] + bytes(300) + data[320:], "undecodable"),
+        ("a.jpg", lambda data: data[:1500] + b"\xff" * 512 + data[2012:], "damaged"),
+        ("a.jpg", lambda data: data[:1500] + bytes(2000) + data[3500:], "damaged"),
+        ("a.tiff", lambda data: data[:1500] + bytes(512) + data[2012:], "damaged"),
     ],
 )
 def test_a_damaged_image_is_refused_with_a_cause(tmp_path: Path, name: str, damage: Callable[[bytes], bytes], cause: str) -> None:
@@ -103,6 +107,14 @@ def test_a_damaged_image_is_refused_with_a_cause(tmp_path: Path, name: str, dama
     with pytest.raises(Unreadable) as refused:
         decode(damage(data))
     assert refused.value.cause == cause
+
+
+def test_what_the_decoder_complains_of_still_goes_to_the_log_and_alone_does_not_condemn(capfd: pytest.CaptureFixture[str]) -> None:
+    """Some bytes that belong to nothing, as cameras write them before the end. A sound image then hears nothing of the one before."""
+    data = cv2.imencode(".jpg", noise(3, 60, 60))[1].tobytes()
+    assert np.array_equal(decode(data[:-2] + bytes(50) + data[-2:]), decode(data))
+    assert "extraneous bytes before marker" in capfd.readouterr().err
+    assert heard(lambda: 7) == (7, "")
 
 
 def test_the_end_of_a_preview_within_a_photograph_is_not_taken_for_its_own(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.images import indexed, noise_folder
 from trainer.data.decode import Unreadable
+from trainer.data.images import index_images
 from trainer.data.reader import Reader
 from trainer.data.reading import PIECE, PIECES_AHEAD, ReadAhead
 
@@ -81,6 +83,37 @@ def test_what_the_disk_says_becomes_a_cause(reader: Reader, monkeypatch: pytest.
     monkeypatch.setattr(reader.files, "read", fail)
     found = list(ReadAhead(reader, 10).read(range(5)))
     assert [getattr(data, "cause", None) for data in found] == [None, None, cause, None, None]
+
+
+def test_an_error_that_passes_costs_no_image(reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two failures are made up for, a third is not; after three images in vain no time is spent on others until one can be read."""
+    read, failures = reader.files.read, {"001.png": 2, "002.png": 3, **{f"{row:03d}.png": 99 for row in range(10, 20)}}
+    tries: list[str] = []
+
+    def fail(name: str, begin: int = 0, length: int | None = None) -> bytes:
+        tries.append(name)
+        if tries.count(name) <= failures.get(name, 0):
+            raise OSError(errno.EIO, "Input/output error")
+        return read(name, begin, length)
+
+    monkeypatch.setattr(reader.files, "read", fail)
+    monkeypatch.setattr("trainer.data.reader.PAUSES", (0.01, 0.01))
+    found = [getattr(data, "cause", data) for data in ReadAhead(reader, 10, num_threads=1).read([1, 2, *range(10, 22), 10])]
+    sound = [(tmp_path / f"{row:03d}.png").read_bytes() for row in (1, 20, 21)]
+    assert found == [sound[0], "read error", *["read error"] * 10, *sound[1:], "read error"]
+    assert [tries.count(f"{row:03d}.png") for row in (1, 2, 10, 11, 12, 13, 19, 20)] == [3, 3, 6, 3, 1, 1, 1, 1]
+
+
+def test_a_tar_that_is_read_short_once_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its index says how many bytes an image has."""
+    noise_folder(tmp_path / "images", 2)
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(tmp_path / "images", "images")
+    reader = Reader(index_images(tmp_path / "images.tar", tmp_path / "index").index)
+    read, lengths = reader.files.read, [100, 300, None]
+    monkeypatch.setattr(reader.files, "read", lambda name, begin, length: read(name, begin, lengths.pop(0) or length))
+    monkeypatch.setattr("trainer.data.reader.PAUSES", (0.01, 0.01))
+    assert reader.read(1) == (tmp_path / "images/001.png").read_bytes()
 
 
 def test_short_reads_are_read_to_the_end(reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

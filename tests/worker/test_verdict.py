@@ -55,6 +55,7 @@ def test_of_a_clean_end_only_the_leads_log_is_reported(tmp_path: Path) -> None:
         (1, "non_finite_loss", "released", "faulty"),
         (1, "out_of_memory", None, "faulty"),
         (1, "disk", None, "crashed"),
+        (1, "storage", None, "lost"),
         (1, "internal", None, "crashed"),
         (1, "internal", "released", "released"),
         (64, None, None, "faulty"),

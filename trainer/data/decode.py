@@ -8,6 +8,8 @@ import re
 import cv2
 import numpy as np
 
+from trainer.data.complaints import heard
+
 
 class Unreadable(Exception):
     """An image that cannot be used. `cause` is one of few words, to count by; the message says more."""
@@ -18,6 +20,13 @@ class Unreadable(Exception):
 
 
 _REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+
+
+_DAMAGE = re.compile(r"Corrupt JPEG data: (premature end|bad Huffman|found marker).*|TIFF_Error.*")
+"""After these a part of the picture is missing."""
+_EXTRANEOUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes.*")
+"""Many sound files have some; where they are more than this part of the file they are the picture's:"""
+_MOST_EXTRANEOUS = 0.1
 
 
 def decode(data: bytes, channels: int = 3, reduce: int = 1) -> np.ndarray:
@@ -36,16 +45,26 @@ def decode(data: bytes, channels: int = 3, reduce: int = 1) -> np.ndarray:
         return _in_8_bits(_tiff(data), channels)
     flags = {1: cv2.IMREAD_GRAYSCALE, 3: _REDUCED[reduce]}.get(channels, cv2.IMREAD_UNCHANGED)
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        pixels, complaint = heard(lambda: cv2.imdecode(np.frombuffer(data, np.uint8), flags))
     except cv2.error as error:
         raise Unreadable("undecodable", " ".join(str(error).split())) from None
     if pixels is None:
         raise Unreadable("undecodable", f"its {len(data):,} bytes are no image, or damaged")
+    if complaint:
+        _check_complaint(complaint, len(data))
     if channels == 3:
         return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
     if channels == 4 and pixels.ndim == 3 and pixels.shape[2] == 4:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
     return _in_8_bits(pixels[..., None] if pixels.ndim == 2 else pixels, channels)
+
+
+def _check_complaint(complaint: str, num_bytes: int) -> None:
+    damage = _DAMAGE.search(complaint)
+    if not damage and (extraneous := _EXTRANEOUS.search(complaint)) and int(extraneous[1]) > _MOST_EXTRANEOUS * num_bytes:
+        damage = extraneous
+    if damage:
+        raise Unreadable("damaged", f"a part of it cannot be decoded: {' '.join(damage[0].split())}")
 
 
 def _tiff(data: bytes) -> np.ndarray:

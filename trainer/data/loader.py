@@ -7,7 +7,6 @@ starts. A loader process is handed the rows of its batch, and reads them through
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,8 +20,6 @@ from trainer.data.images import Images
 from trainer.data.processes import in_order
 from trainer.data.sampler import Sampler, rank_share, substitutes
 from trainer.data.views import NUM_SPARES, Bad, EvaluationViews, Task, Views
-
-log = logging.getLogger(__name__)
 
 DECODED_BYTES = 512 * 2**20
 """Most memory per rank for decoded images; images that do not fit are decoded anew in each epoch."""
@@ -100,18 +97,14 @@ def _sampler(images: Images, spec: RunSpec) -> Sampler:
 
 def iterate_images(
     images: Images, instances: Sequence[int] | np.ndarray, spec: RunSpec, size: int, batch_size: int, num_workers: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Evaluation views of these instances, in that order: ([b, C, size, size] uint8, [b] int64 instances). A grey image stands for one that
-    cannot be read. The views stand until the next but one batch is asked for."""
+) -> Iterator[tuple[Tensor, list[Bad]]]:
+    """Evaluation views of these instances, in that order, [b, C, size, size] uint8, and what could not be read of them: a grey image stands
+    for it. The views stand until the next but one batch is asked for."""
     chosen = np.asarray(instances, np.int64)
     chunks = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
     tasks = (Task(chunk, images.rows(chunk)) for chunk in chunks)
-    for chunk, made in zip(chunks, in_order(EvaluationViews(images.index, spec, size), tasks, num_workers, batch_size), strict=True):
-        for bad in made.bad:
-            log.warning(
-                "%s of %r cannot be used (%s): a grey image stands for it", images.index.full_name(bad.row), images.index.root, bad.cause
-            )
-        yield made.pixels[0], torch.from_numpy(chunk)
+    for made in in_order(EvaluationViews(images.index, spec, size), tasks, num_workers, batch_size):
+        yield made.pixels[0], made.bad
 
 
 def model_inputs(

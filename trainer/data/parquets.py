@@ -146,3 +146,8 @@ class ParquetReader:
         value = values[row - (ends[group - 1] if group else 0)].as_py()
         data = value["bytes"] if isinstance(value, dict) else value
         return data or b""
+
+    def close(self, container: int) -> None:
+        """The next read opens the file anew."""
+        if container in self._open:
+            self._open.pop(container)[0].close(force=True)

@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import signal
+import sys
 import tempfile
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -125,7 +126,8 @@ def _processes(dataset: MadeInMemory, tasks: Iterator[Task], num_workers: int) -
 
 def _start_loader_process(_: int) -> None:
     cv2.setNumThreads(0)
-    faulthandler.register(signal.SIGUSR1, all_threads=True)  # as its rank (trainer/__main__.py)
+    faulthandler.register(signal.SIGUSR1, file=sys.stdout, all_threads=True)  # as its rank (trainer/__main__.py)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends a process whose decoder hangs (views.py)
     # Its own process group: a SIGTERM to the job's group means "stop with a checkpoint", and the last batches need their
     # loader. It ends with its parent: torch's worker loop looks for that.
     os.setpgid(0, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from service.layout import write_whole
@@ -21,6 +21,7 @@ class Quarantine:
     def __init__(self, path: Path, index: Index) -> None:
         self.path, self._index = path, index
         self._entries: dict[int, dict[str, object]] = {}
+        self._of_attempt: set[int] = set()
         if path.exists():
             for line in path.read_text().splitlines():
                 entry = json.loads(line)
@@ -34,13 +35,29 @@ class Quarantine:
                 continue
             name = self._index.full_name(bad.row)
             self._entries[bad.row] = {"id": bad.row, "name": name, "cause": bad.cause, "message": bad.message}
+            self._of_attempt.add(bad.row)
             new.append(name)
         if new:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, "".join(f"{json.dumps(entry)}\n" for entry in self._entries.values()))
+            self._write()
         return new
+
+    def forget(self, causes: Collection[str]) -> None:
+        """Take off the list what this attempt put there for one of these causes."""
+        forgotten = {row for row in self._of_attempt if self._entries[row]["cause"] in causes}
+        self._of_attempt -= forgotten
+        if forgotten:
+            self._entries = {row: entry for row, entry in self._entries.items() if row not in forgotten}
+            self._write()
 
     def summary(self) -> str:
         """How many by cause, e.g. "3 truncated, 1 missing"."""
-        causes = Counter(str(entry["cause"]) for entry in self._entries.values())
-        return ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
+        return by_cause(str(entry["cause"]) for entry in self._entries.values())
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, "".join(f"{json.dumps(entry)}\n" for entry in self._entries.values()))
+
+
+def by_cause(causes: Iterable[str]) -> str:
+    """How many of each, e.g. "3 truncated, 1 missing"."""
+    return ", ".join(f"{count} {cause}" for cause, count in Counter(causes).most_common())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 
 import numpy as np
 
@@ -11,6 +12,13 @@ from trainer.data.files import Files
 from trainer.data.index import Index
 from trainer.data.parquets import ParquetReader
 
+PAUSES = (0.1, 0.4)
+"""Seconds before each further try of a read that failed: a file server's error may be gone by then."""
+_RETRIED = frozenset({"read error", "truncated"})
+"""The latter here is of a tar alone, whose bytes were fewer than it says."""
+_MOST_IN_VAIN = 3
+"""After so many images in a row that further tries did not help, none are made until one can be read: it is not the moment."""
+
 
 class Reader:
     """Not for several threads at once where the index is of parquet files."""
@@ -18,6 +26,7 @@ class Reader:
     def __init__(self, index: Index, cache_bytes: int = 0) -> None:
         self.index = index
         self.files = Files(index.root, cache_bytes)
+        self._in_vain = 0
         self._parquet = ParquetReader(self.files, index.containers) if index.kind == "parquet" else None
 
     @property
@@ -26,14 +35,31 @@ class Reader:
         return self._parquet is None
 
     def read(self, row: int) -> bytes:
-        """Raises Unreadable."""
+        """An image's bytes. A read that fails is tried twice more. Raises Unreadable."""
+        for pause in PAUSES:
+            try:
+                data = self._read(row)
+            except Unreadable as error:
+                if error.cause not in _RETRIED or self._in_vain >= _MOST_IN_VAIN:
+                    raise
+            else:
+                self._in_vain = 0
+                return data
+            time.sleep(pause)
+        try:
+            return self._read(row)
+        except Unreadable as error:
+            self._in_vain += error.cause in _RETRIED
+            raise
+
+    def _read(self, row: int) -> bytes:
         index = self.index
         try:
             if index.container_n is None or index.offset_n is None or index.length_n is None:
                 return self.files.read(index.name(row))
             container, offset = int(index.container_n[row]), int(index.offset_n[row])
             if self._parquet is not None:
-                return self._parquet.read(container, offset)
+                return self._of_parquet(container, offset)
             length = int(index.length_n[row])
             data = self.files.read(index.containers[container], offset, length)
         except FileNotFoundError:
@@ -48,6 +74,14 @@ class Reader:
         if len(data) < length:
             raise Unreadable("truncated", f"the tar file ends {length - len(data):,} bytes before the image does")
         return data
+
+    def _of_parquet(self, container: int, row: int) -> bytes:
+        assert self._parquet is not None
+        try:
+            return self._parquet.read(container, row)
+        except Exception:
+            self._parquet.close(container)  # what is open may stay broken, though the file is there again
+            raise
 
 
 def read_pixels(reader: Reader, row: int, channels: int = 3) -> np.ndarray:

@@ -9,13 +9,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from queue import SimpleQueue
 
+import numpy as np
+
 from trainer.data.decode import Unreadable
+from trainer.data.index import Index, evenly_spaced
 from trainer.data.reader import Reader
 
 PIECE = 8
 """Images that a thread reads at a time: handing over single ones costs as much as reading a small file."""
 PIECES_AHEAD = 4
 """Most pieces whose bytes are held, or asked for, at a time."""
+PROBES = 8
+"""Images that are tried to learn whether the storage is there at all."""
 _POLL_SECONDS = 0.2
 
 
@@ -116,3 +121,24 @@ def _read(reader: Reader, row: int) -> bytes | Unreadable:
         return error
     except Exception as error:  # of a library underneath: the image is as lost
         return Unreadable("read error", f"{type(error).__name__}: {error}")
+
+
+def can_read_any(index: Index, timeout_seconds: float) -> bool:
+    """Whether any of some images, spread over the index, can be read now, past any cache, within `timeout_seconds` in all."""
+    found = threading.Event()
+
+    def look(row: int) -> None:
+        if not isinstance(_read(Reader(index), row), Unreadable):
+            found.set()
+
+    row_n = np.arange(len(index)) if index.gone_n is None else np.flatnonzero(~index.gone_n)
+    rows = row_n[evenly_spaced(len(row_n), PROBES)].tolist()
+    threads = [threading.Thread(target=look, args=(row,), name="probe", daemon=True) for row in rows]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + timeout_seconds
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if found.is_set():
+            return True
+    return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ from trainer.data.index import Index
 from trainer.data.reader import Reader
 from trainer.data.reading import ReadAhead
 
+DECODE_SECONDS = 120
+"""A decoder that takes longer is taken to hang, and its loader process is ended."""
 NUM_SPARES = 4
 """Other images that are tried in the place of one that cannot be read; after them a grey one stands for it."""
 
@@ -123,12 +126,16 @@ class Decoder:
             return found
         if self.notes is not None:
             if row in self.crashers:
-                raise Unreadable("crashes the decoder", "processes that decoded it have died")
+                raise Unreadable("crashes the decoder", f"processes that decoded it have died, or took longer than {DECODE_SECONDS} s")
             self._take_note(row)
+            signal.alarm(DECODE_SECONDS)  # the system ends the process then, whatever holds its interpreter
         try:
             image = decode(found, self.spec.data.channels, reduce)
         except MemoryError:
             raise Unreadable("too large", "there is no memory for its pixels") from None
+        finally:
+            if self.notes is not None:
+                signal.alarm(0)
         # One that may be wanted at a part of its size is not kept: whether it still is would change its views.
         if self.decoded is not None and min(image.shape[:2]) < 2 * self.spec.data.image_size and reduce == 1:
             self.room -= image.nbytes
