@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from service.spec import RunSpec
 from trainer.classifier.shard import all_gather
+from trainer.clock import DeviceClock
+from trainer.data.admission import expected_loading, warning
 from trainer.data.advice import Loading
 from trainer.data.loader import Batch
 from trainer.data.quarantine import Quarantine
@@ -21,6 +24,8 @@ from trainer.process import Process
 from trainer.schedule import Plan
 from trainer.spool import EventSpool, NullSpool
 from trainer.straggler import Stragglers
+
+log = logging.getLogger(__name__)
 
 MAX_BAD = 10
 """So many images that cannot be read never end a run, whatever share they are of what it has read."""
@@ -46,8 +51,7 @@ class Meter:
         self.bad: list[Bad] = []
         self.advised = False
         self.alone_in_forward = spec.zero_stage < 3 and spec.backbone.batch_norm == "per_rank"
-        self.forward_seconds = 0.0
-        self.forward_events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self.forward_clock = DeviceClock(process.device)
         self.stragglers = Stragglers(process.world_size)
 
     @contextmanager
@@ -56,19 +60,20 @@ class Meter:
         yield
         self.waited += time.monotonic() - begun
 
-    @contextmanager
-    def forward(self) -> Iterator[None]:
+    def forward(self) -> AbstractContextManager[None]:
         """Around the encoder's forward pass, and the normalisation before it."""
-        begun = time.monotonic()
-        if self.process.device.type == "cuda":  # the host only queues the work
-            events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            events[0].record()
-            yield
-            events[1].record()
-            self.forward_events.append(events)
-        else:
-            yield
-            self.forward_seconds += time.monotonic() - begun
+        return self.forward_clock.running()
+
+    def expect(self, spool: EventSpool | NullSpool, batch: Batch, forward_seconds: float) -> None:
+        """Say what is to be expected of the loading, before the first step, with the batch for it and the seconds that the encoder took
+        for one view."""
+        loaders = self.process.num_loaders(self.spec)
+        loading = expected_loading(batch, forward_seconds, self.spec, loaders, self.process.num_cores - 1 - loaders)
+        log.info("%s", loading.summary())
+        message = warning(loading, self.spec, self.plan.num_steps)
+        if message is not None:
+            self.advised = True
+            spool.append("warned", message=message)
 
     def count(self, loss: Tensor, batch: Batch) -> None:
         """One step. A non-finite loss stays non-finite in the sum, so no check is needed here."""
@@ -125,7 +130,7 @@ class Meter:
                 spool.append("warned", message=message)
         self.last_step, self.last_time = step, now
         self.loss.zero_()
-        self.num_images, self.waited, self.forward_seconds, self.read_seconds, self.load_seconds = 0, 0.0, 0.0, 0.0, 0.0
+        self.num_images, self.waited, self.read_seconds, self.load_seconds = 0, 0.0, 0.0, 0.0
 
     def _quarantine(self, spool: EventSpool | NullSpool) -> None:
         """Every rank calls: the first one writes down what all have found."""
@@ -152,8 +157,5 @@ class Meter:
 
     def _own_seconds(self) -> float:
         """Since the last report."""
-        if self.forward_events:
-            self.forward_events[-1][1].synchronize()
-            self.forward_seconds = sum(begun.elapsed_time(ended) for begun, ended in self.forward_events) / 1000
-            self.forward_events.clear()
-        return self.waited + (self.forward_seconds if self.alone_in_forward else 0.0)
+        forward_seconds = self.forward_clock.take()
+        return self.waited + (forward_seconds if self.alone_in_forward else 0.0)
