@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from service.spec import RunSpec
+from trainer.data.admission import expected_loading, warning
 from trainer.data.advice import Loading
+from trainer.data.loader import Batch
 
 SPEC = RunSpec.model_validate({"data": {"path": "/data/photos", "image_size": 224}, "schedule": {"epochs": 1}})
 WAITING = Loading(num_images=1000, seconds=10.0, waited=5.0, load_seconds=18.0, read_seconds=1.0, num_loaders=2, free_cores=0)
@@ -36,3 +39,28 @@ def test_what_the_run_needs_and_what_the_loader_delivers_are_said_with_the_remed
     assert "50 % of the time" in said
     assert "could train on 200 images/s, and its loader processes deliver 111 at most" in said
     assert remedy in said
+
+
+# 64 images of two views each, made in 3.2 s, of which 0.2 s were spent in reading; a view takes the encoder 2 ms.
+FIRST_BATCH = Batch(torch.empty(0), torch.zeros(128), 256, 0, None, [], 0.2, 3.2)
+
+
+@pytest.mark.parametrize(
+    ("num_loaders", "free_cores", "share", "said"),
+    [
+        (0, 1, 3.2 / (3.2 + 0.768), "about 81 % of the time will probably be spent in waiting"),
+        (2, 0, (1.6 - 0.768) / 1.6, "could train on about 83 images/s, and its loader processes deliver 40 at most: all cores are busy"),
+        (2, 3, (1.6 - 0.768) / 1.6, "3 cores are free: raise data.num_workers (now 2)"),
+        (5, 0, 0.0, None),
+    ],
+)
+def test_before_the_first_step_a_run_says_how_long_it_will_wait(num_loaders: int, free_cores: int, share: float, said: str | None) -> None:
+    """A step is taken for three forward passes. A run of few steps is let be, however long it waits in each."""
+    spec = RunSpec.model_validate({**SPEC.model_dump(), "augmentation": {"views_per_image": 2}})
+    loading = expected_loading(FIRST_BATCH, 0.002, spec, num_loaders, free_cores)
+    assert loading.share == pytest.approx(share)
+    assert loading.per_loader == pytest.approx(20)
+    assert "loads 20 images/s in" in loading.summary()
+    message = warning(loading, SPEC, 1000)
+    assert (message is None) if said is None else (message is not None and said in message)
+    assert warning(loading, SPEC, 10) is None
