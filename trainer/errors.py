@@ -3,6 +3,7 @@
 TrainerError
     BadSpec          the specification asks for something that cannot be built
     BadData          the images cannot be used
+    DataUnreachable  the images' server is away
     NonFiniteLoss    the loss became NaN or infinite
     DiskError        a checkpoint or the export cannot be written
     BadExport        an exported folder is not what timm should load
@@ -14,7 +15,7 @@ from typing import ClassVar
 
 
 class TrainerError(Exception):
-    """What a person can act upon. All but DiskError would end alike if tried again."""
+    """What a person can act upon. All but DiskError and DataUnreachable would end alike if tried again."""
 
     code: ClassVar[str]
 
@@ -29,6 +30,12 @@ class BadData(TrainerError):
     """The images cannot be used."""
 
     code = "bad_data"
+
+
+class DataUnreachable(TrainerError):
+    """The images' server is away: no image is at fault, and a later attempt may succeed."""
+
+    code = "internal"
 
 
 class NonFiniteLoss(TrainerError):

@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from trainer.data.views import EvaluationViews, Made, Task, Views
+from trainer.errors import DataUnreachable
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ def in_order(dataset: Views | EvaluationViews, tasks: Iterator[Task], num_worker
                     deaths = 0
                     yield answer
                 return
+            except DataUnreachable as error:  # its message is a traceback by now, whose last line says what it said there
+                raise DataUnreachable(str(error).rstrip().rpartition("\n")[2].partition(": ")[2]) from None
             except (RuntimeError, OSError, EOFError) as error:  # also of the connection over which it was to hand out its tensors
                 dead = _dead(answers)
                 if not dead:

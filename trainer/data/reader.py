@@ -10,15 +10,24 @@ from trainer.data.decode import Unreadable, decode
 from trainer.data.files import Files
 from trainer.data.index import Index
 from trainer.data.parquets import ParquetReader
+from trainer.errors import DataUnreachable
+
+PATIENCE_SECONDS = 30.0
+"""How long a server that is away is waited for, at most."""
 
 
 class Reader:
     """Not for several threads at once where the index is of parquet files."""
 
-    def __init__(self, index: Index, cache_bytes: int = 0) -> None:
+    def __init__(self, index: Index, cache_bytes: int = 0, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        """`patience_seconds`: half of what a read may take, where that is less: one that waits for longer counts as one that hangs."""
         self.index = index
-        self.files = Files(index.root, cache_bytes)
+        self.files = Files(index.root, cache_bytes, min(patience_seconds, PATIENCE_SECONDS))
         self._parquet = ParquetReader(self.files, index.containers) if index.kind == "parquet" else None
+
+    def another(self) -> Reader:
+        """For another thread."""
+        return Reader(self.index, self.files.cache_bytes, self.files.patience_seconds)
 
     @property
     def takes_threads(self) -> bool:
@@ -26,7 +35,7 @@ class Reader:
         return self._parquet is None
 
     def read(self, row: int) -> bytes:
-        """Raises Unreadable."""
+        """Raises Unreadable, and DataUnreachable where a server stays away, which is no fault of the image."""
         index = self.index
         try:
             if index.container_n is None or index.offset_n is None or index.length_n is None:
@@ -43,6 +52,8 @@ class Reader:
         except OSError as error:
             code = errno.errorcode.get(error.errno or 0, "")
             raise Unreadable("read error", f"{error.strerror or error} {code}".strip()) from None
+        except DataUnreachable:
+            raise
         except Exception as error:  # BadData, and whatever a library raises on a damaged or unreachable file
             raise Unreadable("read error", f"{type(error).__name__}: {error}") from None
         if len(data) < length:

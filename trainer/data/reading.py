@@ -11,11 +11,14 @@ from queue import SimpleQueue
 
 from trainer.data.decode import Unreadable
 from trainer.data.reader import Reader
+from trainer.errors import DataUnreachable
 
 PIECE = 8
 """Images that a thread reads at a time: handing over single ones costs as much as reading a small file."""
 PIECES_AHEAD = 4
 """Most pieces whose bytes are held, or asked for, at a time."""
+UNREACHABLE = "unreachable"
+"""Cause in the place of a DataUnreachable of the reader."""
 _POLL_SECONDS = 0.2
 
 
@@ -94,7 +97,7 @@ class ReadAhead:
 
     def _work(self) -> None:
         # Where readers are for one thread, each has its own: this may be in the place of one that still hangs.
-        reader = self._reader if self._reader.takes_threads else Reader(self._reader.index, self._reader.files.cache_bytes)
+        reader = self._reader if self._reader.takes_threads else self._reader.another()
         while True:
             piece = self._pieces.get()
             for row in piece.rows:
@@ -114,5 +117,7 @@ def _read(reader: Reader, row: int) -> bytes | Unreadable:
         return reader.read(row)
     except Unreadable as error:
         return error
+    except DataUnreachable as error:
+        return Unreadable(UNREACHABLE, str(error))
     except Exception as error:  # of a library underneath: the image is as lost
         return Unreadable("read error", f"{type(error).__name__}: {error}")

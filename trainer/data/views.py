@@ -28,7 +28,8 @@ from trainer.data.decode import Unreadable, decode
 from trainer.data.headers import read_header
 from trainer.data.index import Index
 from trainer.data.reader import Reader
-from trainer.data.reading import ReadAhead
+from trainer.data.reading import UNREACHABLE, ReadAhead
+from trainer.errors import DataUnreachable
 
 NUM_SPARES = 4
 """Other images that are tried in the place of one that cannot be read; after them a grey one stands for it."""
@@ -95,7 +96,8 @@ class Decoder:
         """The bytes of each row in order, or its pixels [H, W, C] where they were kept."""
         if self._ahead is None:
             data = self.spec.data
-            self._ahead = ReadAhead(Reader(self.index, round(data.cache_gib * 2**30)), data.read_timeout_seconds)
+            reader = Reader(self.index, round(data.cache_gib * 2**30), data.read_timeout_seconds / 2)
+            self._ahead = ReadAhead(reader, data.read_timeout_seconds)
         wanted = [int(row) for row in rows]
         decoded = self.decoded if self.decoded is not None else {}
         kept = [decoded.get(row) for row in wanted]  # now: others may be kept while this goes on
@@ -110,9 +112,9 @@ class Decoder:
             yield found
 
     def pixels(self, row: int, found: bytes | np.ndarray | Unreadable, reduce: int = 1) -> np.ndarray:
-        """[H, W, C]. Raises Unreadable."""
+        """[H, W, C]. Raises Unreadable, and DataUnreachable: no image takes the place of one whose server is away."""
         if isinstance(found, Unreadable):
-            raise found
+            raise DataUnreachable(str(found)) if found.cause == UNREACHABLE else found
         if isinstance(found, np.ndarray):
             return found
         if self.notes is not None:
