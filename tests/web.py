@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-OTHER_LINKS = '<a href="?C=N;O=D">Name</a> <a href="../">up</a> <a href="/">top</a> <a href="/elsewhere/">e</a> <a href="../../x.png">x</a>'
+OTHER_LINKS = (
+    '<a href="?C=N;O=D">Name</a> <a href="../">up</a> <a href="/">top</a> <a href="/elsewhere/">e</a> <a href="%2e%2e/x.png">x</a>'
+)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -13,8 +13,7 @@ from torch import Tensor
 
 from service.spec import RunSpec
 from trainer.classifier.shard import all_gather
-from trainer.clock import DeviceClock
-from trainer.data.admission import expected_loading, warning
+from trainer.data.admission import Admission, warning
 from trainer.data.advice import Loading
 from trainer.data.loader import Batch
 from trainer.data.quarantine import Quarantine
@@ -50,30 +49,33 @@ class Meter:
         self.waited, self.read_seconds, self.load_seconds = 0.0, 0.0, 0.0
         self.bad: list[Bad] = []
         self.advised = False
+        self.admission = None if step else Admission(spec, *self._loaders())  # a resumed run has been through it
+        self.step_begun = self.first_time
         self.alone_in_forward = spec.zero_stage < 3 and spec.backbone.batch_norm == "per_rank"
-        self.forward_clock = DeviceClock(process.device)
+        self.forward_seconds = 0.0
+        self.forward_events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self.stragglers = Stragglers(process.world_size)
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
         begun = time.monotonic()
         yield
-        self.waited += time.monotonic() - begun
+        self.step_begun = time.monotonic()
+        self.waited += self.step_begun - begun
 
-    def forward(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def forward(self) -> Iterator[None]:
         """Around the encoder's forward pass, and the normalisation before it."""
-        return self.forward_clock.running()
-
-    def expect(self, spool: EventSpool | NullSpool, batch: Batch, forward_seconds: float) -> None:
-        """Say what is to be expected of the loading, before the first step, with the batch for it and the seconds that the encoder took
-        for one view."""
-        loaders = self.process.num_loaders(self.spec)
-        loading = expected_loading(batch, forward_seconds, self.spec, loaders, self.process.num_cores - 1 - loaders)
-        log.info("%s", loading.summary())
-        message = warning(loading, self.spec, self.plan.num_steps)
-        if message is not None:
-            self.advised = True
-            spool.append("warned", message=message)
+        begun = time.monotonic()
+        if self.process.device.type == "cuda":  # the host only queues the work
+            events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            events[0].record()
+            yield
+            events[1].record()
+            self.forward_events.append(events)
+        else:
+            yield
+            self.forward_seconds += time.monotonic() - begun
 
     def count(self, loss: Tensor, batch: Batch) -> None:
         """One step. A non-finite loss stays non-finite in the sum, so no check is needed here."""
@@ -84,6 +86,22 @@ class Meter:
         self.bad += batch.bad
         self.read_seconds += batch.read_seconds
         self.load_seconds += batch.seconds
+
+    def admit(self, spool: EventSpool | NullSpool, batch: Batch) -> None:
+        """After each step: once after the first ones, say what is to be expected of the loading."""
+        if self.admission is None:
+            return
+        if self.process.device.type == "cuda":
+            torch.cuda.synchronize(self.process.device)
+        loading = self.admission.step(batch, time.monotonic() - self.step_begun)
+        if loading is None:
+            return
+        self.admission = None
+        log.info("%s", loading.summary())
+        message = warning(loading, self.spec, self.plan.num_steps)
+        if message is not None:
+            self.advised = True
+            spool.append("warned", message=message)
 
     def report(self, spool: EventSpool | NullSpool, step: int, learning_rate: float) -> None:
         """Report the steps since the last report. Every rank calls. Raises NonFiniteLoss or BadData on every rank alike."""
@@ -130,7 +148,7 @@ class Meter:
                 spool.append("warned", message=message)
         self.last_step, self.last_time = step, now
         self.loss.zero_()
-        self.num_images, self.waited, self.read_seconds, self.load_seconds = 0, 0.0, 0.0, 0.0
+        self.num_images, self.waited, self.forward_seconds, self.read_seconds, self.load_seconds = 0, 0.0, 0.0, 0.0, 0.0
 
     def _quarantine(self, spool: EventSpool | NullSpool) -> None:
         """Every rank calls: the first one writes down what all have found."""
@@ -151,11 +169,18 @@ class Meter:
 
     def _loading(self, seconds: float) -> Loading:
         """Of this rank, since the last report."""
-        loaders = self.process.num_loaders(self.spec)
         images = self.num_images // self.process.world_size
-        return Loading(images, seconds, self.waited, self.load_seconds, self.read_seconds, loaders, self.process.num_cores - 1 - loaders)
+        return Loading(images, seconds, self.waited, self.load_seconds, self.read_seconds, *self._loaders())
+
+    def _loaders(self) -> tuple[int, int]:
+        """Loader processes of this rank, and cores that are left."""
+        loaders = self.process.num_loaders(self.spec)
+        return loaders, self.process.num_cores - 1 - loaders
 
     def _own_seconds(self) -> float:
         """Since the last report."""
-        forward_seconds = self.forward_clock.take()
-        return self.waited + (forward_seconds if self.alone_in_forward else 0.0)
+        if self.forward_events:
+            self.forward_events[-1][1].synchronize()
+            self.forward_seconds = sum(begun.elapsed_time(ended) for begun, ended in self.forward_events) / 1000
+            self.forward_events.clear()
+        return self.waited + (self.forward_seconds if self.alone_in_forward else 0.0)

@@ -6,8 +6,6 @@ Its features are the contrastive prior: each class row starts as its image's fea
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,21 +13,16 @@ from torch import nn
 
 from service.spec import RunSpec
 from trainer.classifier import InstanceClassifier
-from trainer.clock import DeviceClock
 from trainer.data.images import Images
 from trainer.data.loader import iterate_images, normalise
 from trainer.data.sampler import permute
 from trainer.process import Process
 from trainer.watch import Watch
 
-MOST_TIMED = 20
-"""Batches whose time is taken; on a GPU each keeps two of the driver's events until the end."""
-
 
 @torch.no_grad()
-def first_pass(encoder: nn.Module, classifier: InstanceClassifier, images: Images, spec: RunSpec, process: Process, watch: Watch) -> float:
-    """Run the statistics and, with initialisation prior, fill the classifier's rows. Returns the seconds that the encoder's forward pass
-    takes for one image on this rank. Raises StopAgreed.
+def first_pass(encoder: nn.Module, classifier: InstanceClassifier, images: Images, spec: RunSpec, process: Process, watch: Watch) -> None:
+    """Run the statistics and, with initialisation prior, fill the classifier's rows. Raises StopAgreed.
 
     Every rank encodes its share of the shuffled images: batches in the order of the paths would be of one kind of image, and
     their BatchNorm statistics with them.
@@ -45,16 +38,12 @@ def first_pass(encoder: nn.Module, classifier: InstanceClassifier, images: Image
     batches = iterate_images(images, instance_n, spec, spec.data.image_size, batch_size, process.num_loaders(spec))
     dtype = next(encoder.parameters()).dtype
     encoder.train()
-    clock, first_timed = DeviceClock(process.device), min(1, num_batches - 1)  # the first batch also warms up, if another comes
-    last_timed = min(first_timed + MOST_TIMED, num_batches) - 1
-    for number, ((pixels, _), class_b) in enumerate(zip(batches, class_n.split(batch_size), strict=True)):
-        with clock.running() if first_timed <= number <= last_timed else nullcontext():
-            x_bD = encoder(normalise(pixels.to(process.device), spec.data.mean, spec.data.std).to(dtype))
+    for (pixels, _), class_b in zip(batches, class_n.split(batch_size), strict=True):
+        x_bD = encoder(normalise(pixels.to(process.device), spec.data.mean, spec.data.std).to(dtype))
         if spec.classifier.initialisation == "prior":
             # Unit norm: the cosine ignores a row's length, but a step turns a row by an angle inverse to it.
             classifier.write_rows(class_b.to(process.device), F.normalize(x_bD.float(), dim=1))
         watch.batch()
-    return clock.take() / ((last_timed - first_timed + 1) * batch_size)
 
 
 def _is_no_row(images: Images, instance_n: np.ndarray, position: np.ndarray) -> np.ndarray:

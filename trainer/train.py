@@ -75,7 +75,6 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
 
     saved = _from_first(process, watch, lambda: find_start(run_dir.checkpoints, start_from, spec, plan))
     start_step = step = saved.step if saved else 0
-    forward_seconds: float | None = None  # of the encoder, for one view; where the run begins here
     knn = saved.knn if saved else None  # of the last evaluation, where it was at this step
     if saved:
         load_checkpoint(saved, engine, classifier, images_sha256=images_sha256, rank=process.rank, world_size=process.world_size)
@@ -107,7 +106,7 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
     try:
         if saved is None:
             enter("prior")
-            forward_seconds = first_pass(encoder, classifier, images, spec, process, watch)
+            first_pass(encoder, classifier, images, spec, process, watch)
             average_buffers(encoder, process.world_size)
             evaluate()  # the random encoder
         elif saved.knn is None and evaluation_is_due():  # a stop broke it off
@@ -137,9 +136,6 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
 
         with meter.waiting_for_data():
             batch = next(batches)
-        if forward_seconds is not None:
-            meter.expect(spool, batch, forward_seconds)
-            forward_seconds = None
         factor = learning_rate_factor(plan, step - 1)
         set_learning_rates(engine, factor * optimizer.learning_rate, factor * classifier_rate)
         loss = torch.zeros((), device=process.device)
@@ -156,6 +152,7 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
             classifier.skip_step()
         average_buffers(encoder, process.world_size)
         meter.count(loss, batch)
+        meter.admit(spool, batch)
 
         report = due(step, spec.log_every_steps)
         stop = watch.step(step, agree=report) and not last_step  # what is left then is short

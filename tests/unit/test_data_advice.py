@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from service.spec import RunSpec
-from trainer.data.admission import expected_loading, warning
+from trainer.data.admission import FIRST_STEPS, Admission, warning
 from trainer.data.advice import Loading
 from trainer.data.loader import Batch
 
@@ -41,8 +41,8 @@ def test_what_the_run_needs_and_what_the_loader_delivers_are_said_with_the_remed
     assert remedy in said
 
 
-# 64 images of two views each, made in 3.2 s, of which 0.2 s were spent in reading; a view takes the encoder 2 ms.
-FIRST_BATCH = Batch(torch.empty(0), torch.zeros(128), 256, 0, None, [], 0.2, 3.2)
+# 64 images of two views each, made in 3.2 s, of which 0.2 s were spent in reading.
+BATCH = Batch(torch.empty(0), torch.zeros(128), 256, 0, None, [], 0.2, 3.2)
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,14 @@ FIRST_BATCH = Batch(torch.empty(0), torch.zeros(128), 256, 0, None, [], 0.2, 3.2
         (5, 0, 0.0, None),
     ],
 )
-def test_before_the_first_step_a_run_says_how_long_it_will_wait(num_loaders: int, free_cores: int, share: float, said: str | None) -> None:
-    """A step is taken for three forward passes. A run of few steps is let be, however long it waits in each."""
+def test_after_the_first_steps_a_run_says_how_long_it_will_wait(num_loaders: int, free_cores: int, share: float, said: str | None) -> None:
+    """By the quickest of them; the first ones warm up. A run of few steps is let be, however long it waits in each."""
     spec = RunSpec.model_validate({**SPEC.model_dump(), "augmentation": {"views_per_image": 2}})
-    loading = expected_loading(FIRST_BATCH, 0.002, spec, num_loaders, free_cores)
+    admission = Admission(spec, num_loaders, free_cores)
+    for _ in range(FIRST_STEPS - 1):
+        assert admission.step(replace(BATCH, seconds=9.0), 5.0) is None
+    loading = admission.step(BATCH, 0.768)
+    assert loading is not None
     assert loading.share == pytest.approx(share)
     assert loading.per_loader == pytest.approx(20)
     assert "loads 20 images/s in" in loading.summary()

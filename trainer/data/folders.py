@@ -58,8 +58,8 @@ def _remote_names(files: Files, listing: Listing) -> list[str]:
 
 
 def _linked_names(files: Files, listing: Listing) -> set[str]:
-    """What the pages of a server link to, as it stands there: encoded. Only what is below the root: fsspec's own walk follows links to the
-    folder above, and then never ends."""
+    """What the pages of a server link to below the root, as it stands there: encoded. fsspec's own walk also lists links to sort by, and
+    links up, and follows those that are so encoded that it does not see them."""
     root = files.root.rstrip("/") + "/"
     names: set[str] = set()
     seen, pending = {""}, [""]
