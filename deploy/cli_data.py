@@ -29,7 +29,7 @@ def index(
 ) -> None:
     """Find the images once, so that runs start at once: an index that is there is brought up to date, and no image changes its id."""
     from trainer.data.images import default_index
-    from trainer.errors import BadData
+    from trainer.errors import TrainerError
 
     path = _as_named(data)
     directory = output or default_index(path)
@@ -37,7 +37,7 @@ def index(
         raise MillionwayError(f"{data} is a URL: say where the index is to be with -o DIR, and name it as data.index in the specification")
     try:
         found, num_before = _brought_up_to_date(path, directory)
-    except BadData as error:
+    except TrainerError as error:
         raise MillionwayError(str(error)) from None
     except OSError as error:
         raise MillionwayError(f"the index cannot be written to {directory} ({error}): give another folder with -o") from None

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from deploy.display import clock
 from deploy.state import DEFAULT, StateDir
+from service.admission import is_url
 from service.client import ApiClient
 from service.errors import InvalidSpec, MillionwayError
 from service.runs import Role
@@ -61,14 +62,13 @@ def load_spec(path: Path) -> RunSpec:
         raise MillionwayError(f"{path} cannot be read: {error}") from None
     except InvalidSpec as error:
         raise MillionwayError("\n".join([f"{path} is wrong:", *(f"  {mistake}" for mistake in error.errors)])) from None
-    paths = {"labelled": spec.evaluation.labelled, "queries": spec.evaluation.queries}
-    evaluation = {name: str(Path(value).resolve()) for name, value in paths.items() if value}
-    return spec.model_copy(
-        update={
-            "data": spec.data.model_copy(update={"path": str(Path(spec.data.path).resolve())}),
-            "evaluation": spec.evaluation.model_copy(update=evaluation),
-        }
-    )
+    named = {"data": {"path": spec.data.path, "index": spec.data.index}}
+    named["evaluation"] = {"labelled": spec.evaluation.labelled, "queries": spec.evaluation.queries}
+    absolute = {
+        section: {field: str(Path(path).resolve()) for field, path in paths.items() if path and not is_url(path)}
+        for section, paths in named.items()
+    }
+    return spec.model_copy(update={section: getattr(spec, section).model_copy(update=paths) for section, paths in absolute.items()})
 
 
 def say(message: str) -> None:

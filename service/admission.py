@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
 from service.errors import FieldError, InvalidSpec
-from service.roots import inside
+from service.roots import climbs, inside
 from service.spec import RunSpec, check_fits_dataset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -82,7 +82,7 @@ def _paths(spec: RunSpec, roots: Sequence[str], shared_files: bool) -> Iterator[
                 yield FieldError(
                     field, path, f"{field} is {path!r}: it leads out of {' or '.join(roots)}, where data must lie: name data there"
                 )
-            elif ".." in path.split("/"):
+            elif climbs(path, in_url=True):
                 yield FieldError(field, path, f"{field} is {path!r}: give the address without ..")
         elif not PurePosixPath(path).is_absolute():
             yield FieldError(field, path, f"{field} is {path!r}: give the absolute path, as the worker sees it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 
 def inside(path: str, roots: Sequence[str], *, on_disk: bool) -> bool:
@@ -21,6 +22,11 @@ def inside(path: str, roots: Sequence[str], *, on_disk: bool) -> bool:
         return not on_disk or _below(os.path.realpath(path), map(os.path.realpath, roots))
     except (OSError, ValueError):  # a zero byte, a name of thousands of bytes
         return False
+
+
+def climbs(name: str, *, in_url: bool) -> bool:
+    """Whether it has a `..`; in a URL also an encoded one, which clients resolve as well."""
+    return ".." in (unquote(name) if in_url else name).split("/")
 
 
 def _below(path: str, roots: map[str]) -> bool:

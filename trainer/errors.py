@@ -5,7 +5,7 @@ TrainerError
     BadData          the images cannot be used
     NonFiniteLoss    the loss became NaN or infinite
     DiskError        a checkpoint or the export cannot be written
-    StorageError     none of the images can be read any more
+    StorageError     what the images lie on is away
     BadExport        an exported folder is not what timm should load
 """
 
@@ -45,7 +45,7 @@ class DiskError(TrainerError):
 
 
 class StorageError(TrainerError):
-    """None of the images can be read any more: what they lie on is away."""
+    """What the images lie on is away: none of them is at fault, and a later attempt may succeed."""
 
     code = "storage"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from torch import Tensor
 from service.spec import RunSpec
 from trainer.bad_images import BadImages
 from trainer.classifier.shard import all_gather
+from trainer.data.admission import Admission, warning
 from trainer.data.advice import Loading
 from trainer.data.loader import Batch
 from trainer.errors import NonFiniteLoss
@@ -19,6 +21,8 @@ from trainer.process import Process
 from trainer.schedule import Plan
 from trainer.spool import EventSpool, NullSpool
 from trainer.straggler import Stragglers
+
+log = logging.getLogger(__name__)
 
 
 class Meter:
@@ -37,6 +41,8 @@ class Meter:
         self.num_images = 0
         self.waited, self.read_seconds, self.load_seconds = 0.0, 0.0, 0.0
         self.advised = False
+        self.admission = None if step else Admission(spec, *self._loaders())  # a resumed run has been through it
+        self.step_begun = self.first_time
         self.alone_in_forward = spec.zero_stage < 3 and spec.backbone.batch_norm == "per_rank"
         self.forward_seconds = 0.0
         self.forward_events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
@@ -46,7 +52,8 @@ class Meter:
     def waiting_for_data(self) -> Iterator[None]:
         begun = time.monotonic()
         yield
-        self.waited += time.monotonic() - begun
+        self.step_begun = time.monotonic()
+        self.waited += self.step_begun - begun
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -69,6 +76,22 @@ class Meter:
         self.bad_images.count(batch.num_images, batch.bad)
         self.read_seconds += batch.read_seconds
         self.load_seconds += batch.seconds
+
+    def admit(self, spool: EventSpool | NullSpool, batch: Batch) -> None:
+        """After each step: once after the first ones, say what is to be expected of the loading."""
+        if self.admission is None:
+            return
+        if self.process.device.type == "cuda":
+            torch.cuda.synchronize(self.process.device)
+        loading = self.admission.step(batch, time.monotonic() - self.step_begun)
+        if loading is None:
+            return
+        self.admission = None
+        log.info("%s", loading.summary())
+        message = warning(loading, self.spec, self.plan.num_steps)
+        if message is not None:
+            self.advised = True
+            spool.append("warned", message=message)
 
     def report(self, spool: EventSpool | NullSpool, step: int, learning_rate: float) -> None:
         """Report the steps since the last report. Every rank calls. Raises NonFiniteLoss, BadData
@@ -111,9 +134,13 @@ class Meter:
 
     def _loading(self, seconds: float) -> Loading:
         """Of this rank, since the last report."""
-        loaders = self.process.num_loaders(self.spec)
         images = self.num_images // self.process.world_size
-        return Loading(images, seconds, self.waited, self.load_seconds, self.read_seconds, loaders, self.process.num_cores - 1 - loaders)
+        return Loading(images, seconds, self.waited, self.load_seconds, self.read_seconds, *self._loaders())
+
+    def _loaders(self) -> tuple[int, int]:
+        """Loader processes of this rank, and cores that are left."""
+        loaders = self.process.num_loaders(self.spec)
+        return loaders, self.process.num_cores - 1 - loaders
 
     def _own_seconds(self) -> float:
         """Since the last report."""

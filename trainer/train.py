@@ -156,6 +156,7 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
             classifier.skip_step()
         average_buffers(encoder, process.world_size)
         meter.count(loss, batch)
+        meter.admit(spool, batch)
 
         report = due(step, spec.log_every_steps)
         stop = watch.step(step, agree=report) and not last_step  # what is left then is short

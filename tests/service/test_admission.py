@@ -111,6 +111,13 @@ def test_a_root_may_be_a_link_itself(tmp_path: Path) -> None:
     assert not inside(f"{tmp_path}/database", roots, on_disk=False)
 
 
+@pytest.mark.parametrize("path", ["http://server/data/%2e%2e/home", "http://server/data/..%2Fhome", "s3://bucket/data/../home"])
+def test_an_address_does_not_climb_out_of_its_root_encoded_or_not(path: str) -> None:
+    """HTTP clients resolve `%2e%2e` before they ask."""
+    with pytest.raises(InvalidSpec, match=r"give the address without \.\."):
+        admit(parse_spec(document(data={"path": path})), shared_files=True, roots=["http://server/data", "s3://bucket/data"])
+
+
 def test_of_a_path_elsewhere_it_is_not_said_whether_it_exists(tmp_path: Path) -> None:
     """The same words for a folder that is there and for one that is not."""
     (tmp_path / "data").mkdir()

@@ -27,21 +27,43 @@ class Loading:
     num_loaders: int
     free_cores: int
     """That neither the rank nor its loader processes take."""
+    is_expected: bool = False
+    """Not yet seen: estimated before the first step."""
 
     @property
     def share(self) -> float:
         """Of the time spent in waiting."""
-        return self.waited / self.seconds
+        return self.waited / max(1e-9, self.seconds)
+
+    @property
+    def per_loader(self) -> float:
+        """Images per second of one loader process, or of the rank itself."""
+        return self.num_images / max(1e-9, self.load_seconds)
+
+    @property
+    def needs(self) -> float:
+        """Images per second that the rank could train on."""
+        return self.num_images / max(1e-9, self.seconds - self.waited)
+
+    def summary(self) -> str:
+        """One line for the log."""
+        processes = f"in each of {self.num_loaders} loader processes" if self.num_loaders else "in its own process"
+        reading = 100 * self.read_seconds / max(1e-9, self.load_seconds)
+        return (
+            f"this rank loads {self.per_loader:,.0f} images/s {processes}, {reading:.0f} % of the time reading, and could train on "
+            f"{'about ' if self.is_expected else ''}{self.needs:,.0f}"
+        )
 
     def advice(self, spec: RunSpec) -> str | None:
         """What was measured and what would help; None where waiting is short."""
         if self.share < (WORTH_SAYING if self.num_loaders else WORTH_SAYING_WITHOUT_LOADERS) or not self.num_images:
             return None
-        delivers = self.num_images * max(1, self.num_loaders) / max(1e-9, self.load_seconds)
-        needs = self.num_images / max(1e-9, self.seconds - self.waited)
+        delivers = max(1, self.num_loaders) * self.per_loader
+        will, about = ("will probably be", "about ") if self.is_expected else ("is", "")
+        who = "its loader processes deliver" if self.num_loaders else "loading gives"
         found = (
-            f"{100 * self.share:.0f} % of the time is spent in waiting for images: this rank could train on {needs:,.0f} images/s, and "
-            f"{'its loader processes deliver' if self.num_loaders else 'loading gives'} {delivers:,.0f} at most: "
+            f"{about}{100 * self.share:.0f} % of the time {will} spent in waiting for images: this rank could train on "
+            f"{about}{self.needs:,.0f} images/s, and {who} {delivers:,.0f} at most: "
         )
         pack = f"`millionway pack {spec.data.path} --size {round(1.15 * spec.data.image_size)}`"
         loaders = f"data.num_workers (now {self.num_loaders})"

@@ -7,12 +7,16 @@ import errno
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from service.layout import write_whole
-from trainer.errors import BadData
+from service.roots import climbs
+from trainer.data.remote import Patience, open_file_system
+
+T = TypeVar("T")
 
 CACHE_DIR = "MILLIONWAY_CACHE_DIR"
 """Environment variable: the folder of the cache; default: millionway-cache-UID in the system's folder for temporary files."""
@@ -26,29 +30,30 @@ def is_url(path: str) -> bool:
 class Files:
     """Files below a root. Pickles; opens its connection in each process anew."""
 
-    def __init__(self, root: str, cache_bytes: int = 0) -> None:
-        """`root`: an absolute path or a URL; `cache_bytes` bounds the cache, which all processes of this machine share."""
-        self.root, self.cache_bytes = root, cache_bytes
+    def __init__(self, root: str, cache_bytes: int = 0, patience_seconds: float = 0.0) -> None:
+        """`root`: an absolute path or a URL; `cache_bytes` bounds the cache, which all processes of this machine share; a server that is
+        away is asked again for `patience_seconds`."""
+        self.root, self.cache_bytes, self.patience_seconds = root, cache_bytes, patience_seconds
+        self._patience = Patience(patience_seconds)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "cache_bytes": self.cache_bytes}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Files, (self.root, self.cache_bytes, self.patience_seconds)
 
     @cached_property
     def remote(self) -> Any:
         """fsspec's file system. Raises BadData where the protocol needs a package that is not installed."""
-        import fsspec
+        return open_file_system(self.root)
 
-        try:
-            return fsspec.core.url_to_fs(self.root)[0]
-        except (ImportError, ValueError) as error:
-            raise BadData(f"{self.root!r} cannot be opened: {error}") from None
+    def patiently(self, request: Callable[[], T]) -> T:
+        """The answer of the files' server, which may be away for a while. Raises OSError."""
+        return self._patience.ask(request) if is_url(self.root) else request()
 
     def path(self, name: str) -> str:
         """Of a file below the root; the root itself for an empty name. Raises PermissionError for a name that leads out of it: an index may
         come from anywhere."""
         if not name:
             return self.root
-        if name.startswith("/") or is_url(name) or ".." in name.split("/"):
+        if name.startswith("/") or is_url(name) or climbs(name, in_url=is_url(self.root)):
             raise PermissionError(errno.EPERM, "it leads out of the folder", name)
         return f"{self.root.rstrip('/')}/{name}"
 
@@ -70,7 +75,7 @@ class Files:
     def _read_remote(self, path: str, begin: int, length: int | None) -> bytes:
         end = None if length is None else begin + length
         if not self.cache_bytes:
-            return self.remote.cat_file(path, start=begin or None, end=end)  # type: ignore[no-any-return]
+            return self._fetch(path, begin, end)
         key = hashlib.sha256(f"{path}\0{begin}\0{length}".encode()).hexdigest()
         bucket = cache_folder() / f"{int(key[:8], 16) % _NUM_BUCKETS:02d}"
         try:
@@ -78,11 +83,17 @@ class Files:
             os.utime(bucket / key)
             return data
         except OSError:
-            data = self.remote.cat_file(path, start=begin or None, end=end)
+            data = self._fetch(path, begin, end)
         with contextlib.suppress(OSError):  # a disk that is full: the next time it is fetched again
             bucket.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_whole(bucket / key, data)
             _trim(bucket, self.cache_bytes // _NUM_BUCKETS)
+        return data
+
+    def _fetch(self, path: str, begin: int, end: int | None) -> bytes:
+        data: bytes = self.patiently(lambda: self.remote.cat_file(path, start=begin or None, end=end))
+        if end is not None and len(data) > end - begin:
+            raise OSError(errno.EOPNOTSUPP, "the server sends the whole file where it is asked for a part of it (HTTP Range)")
         return data
 
 

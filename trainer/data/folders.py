@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import os
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
+from service.roots import climbs
 from trainer.data.files import Files, is_url
 from trainer.data.index import Listing
 from trainer.data.parquets import list_parquet
@@ -13,6 +14,8 @@ from trainer.data.tars import list_tars
 from trainer.errors import BadData
 
 _SHARDS = (".tar", ".parquet")
+_MOST_DEPTH = 32
+"""Folders within each other at a web server: one that answers anything with the same page would have no end."""
 
 
 def list_folder(files: Files, suffixes: Sequence[str]) -> Listing:
@@ -22,7 +25,7 @@ def list_folder(files: Files, suffixes: Sequence[str]) -> Listing:
     """
     listing = Listing("folder", files.root)
     shards: dict[str, list[str]] = {suffix: [] for suffix in _SHARDS}
-    for name in _remote_names(files) if is_url(files.root) else _local_names(files.root, listing):
+    for name in _remote_names(files, listing) if is_url(files.root) else _local_names(files.root, listing):
         suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - Path costs ten times as much, for each of a million
         if suffix in suffixes:
             listing.names.append(name)
@@ -46,10 +49,39 @@ def list_folder(files: Files, suffixes: Sequence[str]) -> Listing:
     return listing
 
 
-def _remote_names(files: Files) -> list[str]:
+def _remote_names(files: Files, listing: Listing) -> list[str]:
+    if files.root.startswith(("http://", "https://")):
+        return sorted(_linked_names(files, listing))
     root = files.remote._strip_protocol(files.root).rstrip("/")
-    names = [str(PurePosixPath(path).relative_to(root)) for path in files.remote.find(root)]
-    return [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    names = [path[len(root) :].removeprefix("/") for path in files.remote.find(root)]
+    return [name for name in names if name and not name.endswith("/") and not _is_hidden(name)]
+
+
+def _linked_names(files: Files, listing: Listing) -> set[str]:
+    """What the pages of a server link to below the root, as it stands there: encoded. fsspec's own walk also lists links to sort by, and
+    links up, and follows those that are so encoded that it does not see them."""
+    root = files.root.rstrip("/") + "/"
+    names: set[str] = set()
+    seen, pending = {""}, [""]
+    while pending:
+        prefix = pending.pop()
+        for link in files.remote.ls(root + prefix, detail=False):
+            address, _, query = html.unescape(link).partition("#")[0].partition("?")
+            name = address.removeprefix(root + prefix).removeprefix("./")
+            if not name or name == address or climbs(name, in_url=True) or _is_hidden(name):  # the folder itself, or links out of it
+                continue
+            if query:
+                listing.skipped.add("addresses with a query", prefix + name)
+            elif not name.endswith("/"):
+                names.add(prefix + name)
+            elif prefix + name not in seen and prefix.count("/") < _MOST_DEPTH:
+                seen.add(prefix + name)
+                pending.append(prefix + name)
+    return names
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _local_names(root: str, listing: Listing) -> list[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,15 @@ def inspect_images(
     """
     every = of_index(index)
     chosen = every.limited(limit)
+    begun = time.monotonic()
     scan = scan_images(index, chosen.rows(np.arange(len(chosen))), channels=channels, num_workers=num_workers, progress=progress)
+    seconds = time.monotonic() - begun
     groups = group_images(index, scan, num_workers=num_workers)
     if len(chosen) == len(every):
         save_groups(index, scan, groups)
-    return report(index, scan, groups)
+    made = report(index, scan, groups)
+    speed = {"images_per_second": round(len(scan.row_n) / max(1e-9, seconds), 1), "num_processes": max(1, num_workers)}
+    return replace(made, about=made.about | speed)
 
 
 def write_report(index: Index, made: Report, directory: Path) -> tuple[Path, Path]:
@@ -71,6 +76,9 @@ def summary(about: dict[str, Any]) -> list[str]:
     duplicates, sizes, suggested = about["duplicates"], about["sizes"], about["suggested"]
     formats = ", ".join(f"{count:,} {name}" for name, count in about["formats"].items())
     lines = [f"{about['num_inspected']:,} of {about['num_images']:,} images inspected: {formats or 'none can be read'}"]
+    lines.append(
+        f"{about['images_per_second']:,.0f} images/s in {about['num_processes']} processes: reading, decoding at full size and hashing"
+    )
     lines += [f"unreadable: {found['count']:,} {cause}, e.g. {found['examples'][0]}" for cause, found in about["unreadable"].items()]
     if sizes:
         smallest, median, largest = ("x".join(map(str, sizes[name])) for name in ("smallest", "median", "largest"))

@@ -12,6 +12,7 @@ import io
 import os
 from collections.abc import Callable, Iterable
 
+from service.roots import climbs
 from trainer.data.files import Files, is_url
 from trainer.data.index import Listing
 from trainer.data.parquets import open_parquet
@@ -92,7 +93,7 @@ def _listing(files: Files, rows: Iterable[tuple[str, str | None]]) -> Listing:
 
 
 def _is_inside(root: str, realpath: Callable[[str], str], name: str) -> bool:
-    if is_url(name) or name.startswith("/") or ".." in name.split("/"):
+    if is_url(name) or name.startswith("/") or climbs(name, in_url=is_url(root)):
         return False
     folder = name.rpartition("/")[0]
     if is_url(root) or not folder:

@@ -33,9 +33,9 @@ def open_parquet(files: Files, name: str) -> Any:
     parquet = _pyarrow()
     path = files.path(name)
     try:
-        return parquet.ParquetFile(files.open(name) if is_url(path) else path)
+        return files.patiently(lambda: parquet.ParquetFile(files.open(name) if is_url(path) else path))
     except (ValueError, OSError) as error:  # pyarrow's errors are of both
-        if isinstance(error, FileNotFoundError | PermissionError):
+        if isinstance(error, FileNotFoundError | PermissionError) or (is_url(path) and isinstance(error, OSError)):
             raise
         raise BadData(f"{files.path(name)!r} is no whole parquet file: {error}") from None
 
@@ -136,7 +136,7 @@ class ParquetReader:
         group = bisect.bisect_right(ends, row)
         values = self._groups.get((container, group))
         if values is None:
-            values = file.read_row_group(group, columns=[column]).column(0)
+            values = self._files.patiently(lambda: file.read_row_group(group, columns=[column]).column(0))
             self._groups[container, group] = values
             self._group_bytes += values.nbytes
             while self._group_bytes > _MOST_GROUP_BYTES and len(self._groups) > 1:

@@ -8,12 +8,16 @@ import time
 import numpy as np
 
 from trainer.data.decode import Unreadable, decode
-from trainer.data.files import Files
+from trainer.data.files import Files, is_url
 from trainer.data.index import Index
 from trainer.data.parquets import ParquetReader
 
+PATIENCE_SECONDS = 30.0
+"""How long a server that is away is waited for, at most."""
+
 PAUSES = (0.1, 0.4)
-"""Seconds before each further try of a read that failed: a file server's error may be gone by then."""
+"""Seconds before each further try of a read that failed: a file server's error may be gone by then. Servers at URLs are asked again by
+`Files`."""
 _RETRIED = frozenset({"read error", "truncated"})
 """The latter here is of a tar alone, whose bytes were fewer than it says."""
 _MOST_IN_VAIN = 3
@@ -23,11 +27,16 @@ _MOST_IN_VAIN = 3
 class Reader:
     """Not for several threads at once where the index is of parquet files."""
 
-    def __init__(self, index: Index, cache_bytes: int = 0) -> None:
+    def __init__(self, index: Index, cache_bytes: int = 0, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        """`patience_seconds`: half of what a read may take, where that is less: one that waits for longer counts as one that hangs."""
         self.index = index
-        self.files = Files(index.root, cache_bytes)
+        self.files = Files(index.root, cache_bytes, min(patience_seconds, PATIENCE_SECONDS))
         self._in_vain = 0
         self._parquet = ParquetReader(self.files, index.containers) if index.kind == "parquet" else None
+
+    def another(self) -> Reader:
+        """For another thread."""
+        return Reader(self.index, self.files.cache_bytes, self.files.patience_seconds)
 
     @property
     def takes_threads(self) -> bool:
@@ -40,7 +49,7 @@ class Reader:
             try:
                 data = self._read(row)
             except Unreadable as error:
-                if error.cause not in _RETRIED or self._in_vain >= _MOST_IN_VAIN:
+                if error.cause not in _RETRIED or self._in_vain >= _MOST_IN_VAIN or is_url(self.index.root):
                     raise
             else:
                 self._in_vain = 0

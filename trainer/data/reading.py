@@ -99,7 +99,7 @@ class ReadAhead:
 
     def _work(self) -> None:
         # Where readers are for one thread, each has its own: this may be in the place of one that still hangs.
-        reader = self._reader if self._reader.takes_threads else Reader(self._reader.index, self._reader.files.cache_bytes)
+        reader = self._reader if self._reader.takes_threads else self._reader.another()
         while True:
             piece = self._pieces.get()
             for row in piece.rows:
@@ -128,7 +128,7 @@ def can_read_any(index: Index, timeout_seconds: float) -> bool:
     found = threading.Event()
 
     def look(row: int) -> None:
-        if not isinstance(_read(Reader(index), row), Unreadable):
+        if not isinstance(_read(Reader(index, patience_seconds=0), row), Unreadable):
             found.set()
 
     row_n = np.arange(len(index)) if index.gone_n is None else np.flatnonzero(~index.gone_n)

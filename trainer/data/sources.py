@@ -9,6 +9,7 @@ Each may be local or at a URL.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import PurePosixPath
 
@@ -17,14 +18,16 @@ from trainer.data.folders import list_folder
 from trainer.data.index import Listing
 from trainer.data.lists import list_csv, list_parquet_names, list_txt
 from trainer.data.parquets import holds_image_bytes, list_parquet
+from trainer.data.remote import as_os_error, may_pass
 from trainer.data.tars import list_tars
-from trainer.errors import BadData
+from trainer.errors import BadData, StorageError, TrainerError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def list_source(path: str) -> Listing:
-    """Look through what `path` names. Raises BadData where it is missing, unreadable, of no known kind, or holds fewer than 2 images."""
+    """Look through what `path` names. Raises BadData where it is missing, unreadable, of no known kind, or holds fewer than 2 images,
+    and StorageError where its server is away."""
     files = Files(path)
     listing = _list(path, files)
     if len(listing.names) < 2:
@@ -59,18 +62,31 @@ def _list(path: str, files: Files) -> Listing:
         if not _is_folder(path, files):
             raise BadData(f"{path!r} is a file of no kind known here: name a folder, or a .txt, .csv, .tar or .parquet file")
         return list_folder(files, IMAGE_SUFFIXES)
-    except OSError as error:
-        raise BadData(f"cannot read {path!r} ({error.strerror or error}): {_remedy(error)}") from None
+    except TrainerError:
+        raise
+    except Exception as error:  # of a URL whatever its library raises
+        if not (is_url(path) or isinstance(error, OSError)):
+            raise
+        cause = as_os_error(error)
+        kind = StorageError if is_url(path) and may_pass(error) else BadData
+        raise kind(f"cannot read {path!r} ({cause.strerror or cause}): {_remedy(path, cause)}") from None
 
 
 def _is_folder(path: str, files: Files) -> bool:
     if is_url(path):
-        return bool(files.remote.isdir(path))
+        if files.remote.isdir(path):
+            return True
+        if not files.remote.exists(path):
+            raise FileNotFoundError(errno.ENOENT, "there is nothing at this address")
+        return False
     os.stat(path)  # noqa: PTH116 - raises where there is nothing
     return os.path.isdir(path)  # noqa: PTH112
 
 
-def _remedy(error: OSError) -> str:
+def _remedy(path: str, error: OSError) -> str:
+    if is_url(path):
+        parts = ", and that sends parts of files (HTTP Range)" if path.endswith((".tar", ".parquet")) else ""
+        return f"give an address that this machine reaches and, with the credentials in the worker's environment, may read{parts}"
     if isinstance(error, FileNotFoundError):
         return "give the absolute path of a folder or file that exists on the worker's machine"
     return "make it readable for the user that the worker runs as"

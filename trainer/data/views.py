@@ -104,7 +104,8 @@ class Decoder:
         """The bytes of each row in order, or its pixels [H, W, C] where they were kept."""
         if self._ahead is None:
             data = self.spec.data
-            self._ahead = ReadAhead(Reader(self.index, round(data.cache_gib * 2**30)), data.read_timeout_seconds)
+            reader = Reader(self.index, round(data.cache_gib * 2**30), data.read_timeout_seconds / 2)
+            self._ahead = ReadAhead(reader, data.read_timeout_seconds)
         wanted = [int(row) for row in rows]
         decoded = self.decoded if self.decoded is not None else {}
         kept = [decoded.get(row) for row in wanted]  # now: others may be kept while this goes on
