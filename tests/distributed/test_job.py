@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -69,19 +68,14 @@ def test_a_missing_folder_is_named_before_anything_else_happens(tmp_path: Path) 
     assert str(tmp_path / "nowhere") in event["message"]
 
 
-def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path: Path) -> None:
-    """A file more is not in it, and one that is gone is replaced in its batches, listed and warned of. A fork has other images: refused."""
+def test_a_fork_whose_images_are_not_those_of_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    """One has another name by now. The run itself keeps the images that it began with (test_faults.py)."""
     images = noise_folder(tmp_path / "images", 60)
-    spec = spec_of(images, data={"max_bad_share": 0.5})
+    spec = spec_of(images)
     first = Job(spec, tmp_path / "run", 1)
     first.signal_at_step(3, signal.SIGTERM)
     first.wait()
     (images / "005.png").rename(images / "zzz.png")
-    second = Job(spec, tmp_path / "run", 2)
-    assert second.wait() == 0, second.logs()
-    listed = [json.loads(line) for line in second.run_dir.quarantine.read_text().splitlines()]
-    assert [(entry["name"], entry["cause"]) for entry in listed] == [("005.png", "missing")]
-    assert any("005.png cannot be used" in event["message"] for event in second.events("warned"))
     event = failure(Job(spec, tmp_path / "fork", 1, start_from=list_checkpoints(first.run_dir.checkpoints)[0].path))
     assert event["code"] == "bad_data"
     assert "not those of checkpoint" in event["message"]

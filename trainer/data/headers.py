@@ -43,6 +43,12 @@ def read_header(data: bytes) -> Header:
     return Header("avif or heif" if data[4:8] == b"ftyp" else "unknown")
 
 
+def upright_shape(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG that stands upright, before it is decoded."""
+    header = read_header(data)
+    return (header.height, header.width) if header.height and header.width and header.orientation <= 1 else None
+
+
 def _careful(name: str, read: object, data: bytes) -> Header:
     assert callable(read)
     try:

@@ -28,7 +28,7 @@ from trainer.data.augment import (
 )
 from trainer.data.batch_memory import BatchMemory
 from trainer.data.decode import Unreadable, decode
-from trainer.data.headers import read_header
+from trainer.data.headers import upright_shape
 from trainer.data.index import Index
 from trainer.data.reader import Reader
 from trainer.data.reading import ReadAhead
@@ -214,7 +214,7 @@ class Views(MadeInMemory):
         """Write an image's views into `out`, each [S, S, C]; returns what is yet to be done to their colours. Raises Unreadable."""
         spec, size, channels = self.spec.augmentation, self.spec.data.image_size, self.spec.data.channels
         draws = self._draws_of(epoch, instance, len(out))
-        shape = _stored_shape(found) if channels == 3 else None
+        shape = upright_shape(found) if channels == 3 and isinstance(found, bytes) else None
         cuts: list[Geometry] = []
         reduce = 1
         if shape is not None and min(shape) >= 2 * size:
@@ -288,14 +288,6 @@ class EvaluationViews(MadeInMemory):
                 views[i] = 128
                 bad.append(Bad(int(task.rows[i]), error.cause, str(error)))
         return Made(task.instances, bad, self.decoder.read_seconds, time.perf_counter() - begun)
-
-
-def _stored_shape(found: bytes | np.ndarray | Unreadable) -> tuple[int, int] | None:
-    """Height and width of a JPEG that stands upright, before it is decoded."""
-    if not isinstance(found, bytes):
-        return None
-    header = read_header(found)
-    return (header.height, header.width) if header.height and header.width and header.orientation <= 1 else None
 
 
 def _scaled(cut: Geometry, reduce: int, image: np.ndarray) -> Geometry:
