@@ -17,7 +17,7 @@ from service.spec import RunSpec
 from trainer.data.index import Index
 from trainer.data.quarantine import Quarantine, by_cause
 from trainer.data.reading import can_read_any
-from trainer.data.views import Bad
+from trainer.data.tasks import Bad
 from trainer.errors import BadData, StorageError
 from trainer.process import Process
 from trainer.spool import EventSpool, NullSpool

@@ -18,7 +18,7 @@ from trainer.bad_images import BadImages
 from trainer.beats import Beats
 from trainer.classifier import build_classifier
 from trainer.data.images import Images
-from trainer.data.views import Bad
+from trainer.data.tasks import Bad
 from trainer.encoder import build_encoder
 from trainer.errors import TrainerError
 from trainer.prior import first_pass

@@ -17,13 +17,15 @@ from torch import Tensor
 
 from service.spec import RunSpec
 from tests.images import color_folder, indexed, kept, noise, noise_folder, plain_color
-from trainer.data import loader, views
+from trainer.data import decoder, loader
 from trainer.data.augment import augment, view_rng
+from trainer.data.decoder import Decoder
 from trainer.data.images import Images
 from trainer.data.loader import Batch, ViewLoader, iterate_images, model_inputs, normalise
 from trainer.data.processes import in_order
 from trainer.data.reader import Reader, read_pixels
-from trainer.data.views import NUM_SPARES, Decoder, Made, Task, Views
+from trainer.data.tasks import NUM_SPARES, Made, Task
+from trainer.data.views import Views
 
 PLAIN = {"crop_scale": (1.0, 1.0), "horizontal_flip": 0.0, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
 
@@ -203,8 +205,8 @@ class FatalDecoder(Decoder):
             if not was_here.exists():
                 was_here.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            views.DECODE_SECONDS = 1
-            views.decode = lambda *_: time.sleep(90)  # type: ignore[assignment, func-returns-value, return-value]
+            decoder.DECODE_SECONDS = 1
+            decoder.decode = lambda *_: time.sleep(90)  # type: ignore[assignment, func-returns-value, return-value]
 
 
 def test_an_image_that_crashes_or_hangs_the_decoder_is_replaced_as_any_that_cannot_be_read(
@@ -233,8 +235,8 @@ def photographs(root: Path, number: int) -> Path:
 def test_a_large_photograph_is_decoded_at_the_part_of_its_size_that_its_crops_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its views are those of the whole one, but for half a pixel that the crop is off, and the same in another process."""
     reduced: list[int] = []
-    decode = views.decode
-    monkeypatch.setattr(views, "decode", lambda data, channels, reduce: reduced.append(reduce) or decode(data, channels, reduce))
+    decode = decoder.decode
+    monkeypatch.setattr(decoder, "decode", lambda data, channels, reduce: reduced.append(reduce) or decode(data, channels, reduce))
     spec = make_spec(photographs(tmp_path, 8), blur=0.0, jitter=0.0, views_per_image=2)
     batch = first_batches(spec, 1)[0]
     assert max(reduced) == 8

@@ -19,7 +19,8 @@ from trainer.data.device_augment import apply
 from trainer.data.images import Images
 from trainer.data.processes import in_order
 from trainer.data.sampler import Sampler, rank_share, substitutes
-from trainer.data.views import NUM_SPARES, Bad, EvaluationViews, Task, Views
+from trainer.data.tasks import NUM_SPARES, Bad, Task
+from trainer.data.views import EvaluationViews, Views
 
 DECODED_BYTES = 512 * 2**20
 """Most memory per rank for decoded images; images that do not fit are decoded anew in each epoch."""

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from trainer.data.views import Made, MadeInMemory, Task
+from trainer.data.tasks import Made, MadeInMemory, Task
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def _processes(dataset: MadeInMemory, tasks: Iterator[Task], num_workers: int) -
 def _start_loader_process(_: int) -> None:
     cv2.setNumThreads(0)
     faulthandler.register(signal.SIGUSR1, file=sys.stdout, all_threads=True)  # as its rank (trainer/__main__.py)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends a process whose decoder hangs (views.py)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends a process whose decoder hangs (decoder.py)
     # Its own process group: a SIGTERM to the job's group means "stop with a checkpoint", and the last batches need their
     # loader. It ends with its parent: torch's worker loop looks for that.
     os.setpgid(0, 0)

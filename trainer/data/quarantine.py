@@ -9,7 +9,7 @@ from pathlib import Path
 
 from service.layout import write_whole
 from trainer.data.index import Index
-from trainer.data.views import Bad
+from trainer.data.tasks import Bad
 
 MOST_LISTED = 10_000
 """Further ones are counted and not listed."""
