@@ -58,7 +58,7 @@ def examine(state: StateDir, api: str | None, key_file: Path | None) -> list[Che
         _api(state, api, key_file),
         _state(state),
         _disk(state.path),
-        _shared_memory(Path("/dev/shm")),  # noqa: S108 - the loaders' shared memory, not a temporary file of ours
+        _shared_memory(Path("/dev/shm")),  # noqa: S108 - shared memory, not a temporary file of ours
         Check("cores", f"{num_cores()} usable, {os.cpu_count()} in the machine"),
     ]
 
@@ -148,9 +148,9 @@ def _disk(path: Path) -> Check:
 
 def _shared_memory(path: Path) -> Check:
     if not path.exists():
-        return Check("shared memory", f"no {path} (data.num_workers 0 needs none)")
+        return Check("shared memory", f"no {path} (one GPU needs none)")
     size = shutil.disk_usage(path).total / 2**20
-    remedy = "with data.num_workers > 0 give it 1 GiB or more (docker run --shm-size=1g)" if size < MIN_SHM_MIB else ""
+    remedy = "several GPUs talk through it: give it 1 GiB or more (docker run --shm-size=1g)" if size < MIN_SHM_MIB else ""
     return Check("shared memory", f"{path}: {size:,.0f} MiB", remedy)
 
 

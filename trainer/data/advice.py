@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.spec import RunSpec
+from trainer.data.files import is_url
 
 WORTH_SAYING = 0.2
 """A smaller share of the time spent in waiting is let be."""
@@ -68,7 +69,8 @@ class Loading:
         pack = f"`millionway pack {spec.data.path} --size {round(1.15 * spec.data.image_size)}`"
         loaders = f"data.num_workers (now {self.num_loaders})"
         if self.read_seconds > 0.5 * self.load_seconds:
-            return f"{found}{100 * self.read_seconds / self.load_seconds:.0f} % of it is reading: raise {loaders}, or pack ({pack})"
+            keep = f", raise data.cache_gib (now {spec.data.cache_gib:g}) until all fit" if is_url(spec.data.path) else ""
+            return f"{found}{100 * self.read_seconds / self.load_seconds:.0f} % of it is reading: raise {loaders}{keep}, or pack ({pack})"
         if self.free_cores > 0:
             return f"{found}{self.free_cores} cores are free: raise {loaders}"
         return f"{found}all cores are busy: pack the images in a smaller size ({pack}), or lower augmentation.views_per_image"
