@@ -148,7 +148,7 @@ def _disk(path: Path) -> Check:
 
 def _shared_memory(path: Path) -> Check:
     if not path.exists():
-        return Check("shared memory", f"no {path} (one GPU needs none)")
+        return Check("shared memory", f"no {path} (data.num_workers 0 on one GPU or a CPU needs none)")
     size = shutil.disk_usage(path).total / 2**20
     remedy = "several GPUs talk through it: give it 1 GiB or more (docker run --shm-size=1g)" if size < MIN_SHM_MIB else ""
     return Check("shared memory", f"{path}: {size:,.0f} MiB", remedy)

@@ -6,21 +6,23 @@ Two ends: BadData, for good, where the images are damaged; StorageError, which i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from service.spec import RunSpec
-from trainer.data.index import Index
+from trainer.data.index import Index, evenly_spaced
 from trainer.data.quarantine import Quarantine, by_cause
-from trainer.data.reading import can_read_any
+from trainer.data.reading import num_readable
 from trainer.data.tasks import Bad
 from trainer.errors import BadData, StorageError
 from trainer.process import Process
 from trainer.spool import EventSpool, NullSpool
+from trainer.watch import Watch
 
 MAX_BAD = 10
 """So many images that cannot be read never end a run, whatever share they are of what it has read."""
@@ -28,7 +30,8 @@ STORAGE_CAUSES = frozenset({"missing", "forbidden", "read error", "timeout"})
 """Of which the images themselves may be innocent."""
 MOST_OF_THE_BAD, MOST_OF_THE_READ = 0.9, 0.5
 """Such shares of causes in the storage raise the question whether it is there at all: then many are found at once, and for one reason."""
-PROBE_SECONDS = 10.0
+PROBES, PROBE_SECONDS = 8, 10.0
+"""So many images are tried, for so long in all."""
 PATIENCE_SECONDS = 60.0
 """How long a rank waits for the storage before it ends: attempts that follow at once would spend `retries.infrastructure` in no time."""
 POLL_SECONDS = 2.0
@@ -37,11 +40,9 @@ POLL_SECONDS = 2.0
 class BadImages:
     """Counts on every rank what it reads; the ranks find out together, in `check`, how many images are bad."""
 
-    def __init__(
-        self, index: Index, spec: RunSpec, process: Process, path: Path, spool: EventSpool | NullSpool, beat: Callable[[], None]
-    ) -> None:
-        """`path`: of the quarantine, which the first rank keeps; `beat` is called in longer waits."""
-        self._index, self._spec, self._process, self._spool, self._beat = index, spec, process, spool, beat
+    def __init__(self, index: Index, spec: RunSpec, process: Process, path: Path, spool: EventSpool | NullSpool, watch: Watch) -> None:
+        """`path`: of the quarantine, which the first rank keeps."""
+        self._index, self._spec, self._process, self._spool, self._watch = index, spec, process, spool, watch
         self.quarantine = Quarantine(path, index) if process.is_first else None
         self._num_bad, self._num_read, self._num_read_before = 0, 0, 0
         self._new: list[Bad] = []
@@ -94,25 +95,39 @@ class BadImages:
         return sums.tolist()  # type: ignore[no-any-return]
 
     def _check_storage(self, num_storage: int, num_read: int) -> None:
-        """Raises StorageError on all ranks where one that met bad images can read none of some others."""
-        self._beat()
-        is_away = any(bad.cause in STORAGE_CAUSES for bad in self._new) and not can_read_any(self._index, PROBE_SECONDS)
-        if not self._over_ranks([is_away])[0]:
+        """Every rank calls. Raises StorageError on all ranks where one that met bad images can read most of them now, or none of others."""
+        phase = self._watch.phase
+        self._watch.enter("storage")  # tries and waits for longer than a step may take
+        mine = [bad.row for bad in self._new if bad.cause in STORAGE_CAUSES]
+        again = [mine[i] for i in evenly_spaced(len(mine), PROBES)]
+        is_back = 2 * num_readable(self._index, again, PROBE_SECONDS) > len(again)
+        is_away = bool(mine) and not is_back and self._is_away()
+        any_back, any_away = self._over_ranks([is_back, is_away])
+        if not any_back and not any_away:
+            self._watch.enter(phase)
             return
         message = f"the images of {self._index.root!r} could not be read, {num_storage} failures in the last {num_read} images"
         if self._new:
             message += f" (here {by_cause(bad.cause for bad in self._new)})"
-        message += ", nor could others all over it: look whether the storage is there and mounted"
+        message += ", nor could others all over it: look whether the storage is there and mounted" if any_away else ", and now can be"
         if self.quarantine is not None:
             self.quarantine.forget(STORAGE_CAUSES)
-            self._spool.append("warned", message=f"{message}; the attempt waits for it, {PATIENCE_SECONDS:g} s at most")
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while is_away and time.monotonic() < deadline and not self._process.stop_requested:
-            self._beat()
+            if any_away:
+                self._spool.append("warned", message=f"{message}; the attempt waits for it, {PATIENCE_SECONDS:g} s at most")
+        deadline, late = time.monotonic() + PATIENCE_SECONDS, 0.0
+        while any_away and not late and not self._watch.stop_agreed(now=True):
+            self._watch.beat()
             time.sleep(POLL_SECONDS)
-            is_away = not can_read_any(self._index, PROBE_SECONDS)
+            is_away = is_away and self._is_away()
+            any_away, late = self._over_ranks([is_away, time.monotonic() >= deadline])
         # Even where it is back: what was made of grey images is not to be kept.
         raise StorageError(f"{message}; another attempt goes on from the last checkpoint")
+
+    def _is_away(self) -> bool:
+        """Whether none of some images, spread over all, can be read."""
+        gone_n = self._index.gone_n
+        row_n = np.arange(len(self._index)) if gone_n is None else np.flatnonzero(~gone_n)
+        return not num_readable(self._index, row_n[evenly_spaced(len(row_n), PROBES)].tolist(), PROBE_SECONDS, enough=1)
 
     def _list(self) -> None:
         """Every rank calls: the first one writes down what all have found."""

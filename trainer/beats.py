@@ -20,12 +20,12 @@ class Beats:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
         self._written_at = -MIN_SECONDS
-        self._step, self._phase, self._count = 0, "starting", 0
+        self._step, self.phase, self._count = 0, "starting", 0
         self.enter("starting")
 
     def enter(self, phase: str) -> None:
         """A phase begins: written in any case."""
-        self._phase, self._written_at = phase, -MIN_SECONDS
+        self.phase, self._written_at = phase, -MIN_SECONDS
         self.beat()
 
     def beat(self, step: int | None = None) -> None:
@@ -37,4 +37,4 @@ class Beats:
             return
         self._written_at = now
         with contextlib.suppress(OSError):  # a full disk is for the checkpoint to report
-            write_beat(self._descriptor, Beat(self._step, self._phase, self._count, time.time()))
+            write_beat(self._descriptor, Beat(self._step, self.phase, self._count, time.time()))

@@ -41,7 +41,7 @@ class Meter:
         self.num_images = 0
         self.waited, self.read_seconds, self.load_seconds = 0.0, 0.0, 0.0
         self.advised = False
-        self.admission = None if step else Admission(spec, *self._loaders())  # a resumed run has been through it
+        self.admission = None if step else Admission(*self._loaders())  # a resumed run has been through it
         self.step_begun = self.first_time
         self.alone_in_forward = spec.zero_stage < 3 and spec.backbone.batch_norm == "per_rank"
         self.forward_seconds = 0.0
@@ -73,7 +73,7 @@ class Meter:
         """One step. A non-finite loss stays non-finite in the sum, so no check is needed here."""
         self.loss += loss.detach()
         self.num_images += batch.global_images
-        self.bad_images.count(batch.num_images, batch.bad)
+        self.bad_images.count(batch.num_images + len(batch.bad), batch.bad)  # for each of them another was read
         self.read_seconds += batch.read_seconds
         self.load_seconds += batch.seconds
 

@@ -91,7 +91,7 @@ def train(spec: RunSpec, run_dir: RunDir, fence: Fence, beats: Beats, start_from
     if watch.stop_agreed(now=True):
         return ExitCode.STOPPED
 
-    bad_images = BadImages(images.index, spec, process, run_dir.quarantine, spool, watch.beat)
+    bad_images = BadImages(images.index, spec, process, run_dir.quarantine, spool, watch)
 
     def evaluate() -> float | None:
         if labelled is None:

@@ -30,6 +30,10 @@ class Watch:
         self._process, self._beats, self._stop_file = process, beats, stop_file
         self._start_counting(most_calls=1)
 
+    @property
+    def phase(self) -> str:
+        return self._beats.phase
+
     def enter(self, phase: str) -> None:
         """A phase begins on every rank (service.events.Phase): its batches take another time than the last one's."""
         self._beats.enter(phase)

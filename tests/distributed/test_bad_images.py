@@ -34,10 +34,11 @@ def what_is_concluded(directory: Path, images: Images, spec: RunSpec, third: Ima
     bad_images.PATIENCE_SECONDS, bad_images.POLL_SECONDS = 0.4, 0.1
     process = Process(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
     spool = EventSpool(directory / "events") if process.is_first else NullSpool()
+    watch = Watch(process, Beats(directory / f"beat-{process.rank}"), directory / "stop")
     found = []
 
     def attempt(of: Images, spec: RunSpec) -> BadImages:
-        return BadImages(of.index, spec, process, directory / "quarantine", spool, lambda: None)
+        return BadImages(of.index, spec, process, directory / "quarantine", spool, watch)
 
     def check(current: BadImages, cause: str, rows: range, *, away: bool) -> None:
         if process.is_first and away:
@@ -64,11 +65,15 @@ def what_is_concluded(directory: Path, images: Images, spec: RunSpec, third: Ima
     first = attempt(images, tolerant)
     check(first, "truncated", range(1), away=False)
     check(first, "missing", range(1, 3), away=True)  # too few to ask
-    check(first, "read error", range(3, 44), away=False)  # a sudden many, but there are others
+    if process.is_first:
+        for row in range(3, 44):
+            (Path(images.index.root) / images.name(row)).unlink()
+    dist.barrier()
+    check(first, "missing", range(3, 44), away=False)  # a sudden many, but there are others
     check(first, "timeout", range(50, 91), away=True)
-    check(attempt(images, spec), "missing", range(12), away=False)  # of 80
+    check(attempt(images, spec), "read error", range(50, 91), away=False)  # it was away, and is back
+    check(attempt(images, spec), "missing", range(3, 15), away=False)  # of 80
     encoder, classifier = build_encoder(spec), build_classifier(spec, len(third), process.device)
-    watch = Watch(process, Beats(directory / f"beat-{process.rank}"), directory / "stop")
     conclude(lambda: first_pass(encoder, classifier, third, spec, process, watch, attempt(third, spec)))
     for _ in range(2):
         first.warn_of_evaluation({f"{name}.png": "empty" for name in "abcd"})
@@ -85,15 +90,16 @@ def test_storage_that_is_away_is_told_from_damaged_images_alike_on_all_ranks(tmp
     for (ended, listed), (ended_there, _) in zip(first, other, strict=True):
         assert ended.partition(":")[0] == ended_there.partition(":")[0], (ended, ended_there, listed)
     ends, lists = zip(*first, strict=True)
-    assert [end.partition(":")[0] for end in ends] == ["it goes on"] * 3 + ["storage", "bad_data", "bad_data"]
+    assert [end.partition(":")[0] for end in ends] == ["it goes on"] * 3 + ["storage", "storage", "bad_data", "bad_data"]
     assert lists[1] == ["truncated", "missing", "missing"]
     assert len(lists[2]) == 44
     assert lists[3] == ["truncated"]
     assert str(tmp_path / "images") in ends[3]
     assert "look whether the storage is there and mounted" in ends[3]
     assert "41 timeout" in other[3][0]
-    assert "12 of the 80 images" in ends[4]
-    assert "20 of the 60 images" in ends[5]
+    assert "and now can be" in ends[4]
+    assert "12 of the 80 images" in ends[5]
+    assert "20 of the 60 images" in ends[6]
     warnings = [json.loads(line)["message"] for line in (tmp_path / "events").read_text().splitlines()]
     assert sum("waits for it" in warning for warning in warnings) == 1
     (of_evaluation,) = [warning for warning in warnings if "of the evaluation" in warning]

@@ -15,6 +15,7 @@ from tests.distributed.job import spec_of
 from tests.distributed.launch import on_ranks
 from tests.images import indexed, noise_folder
 from trainer.bad_images import BadImages
+from trainer.beats import Beats
 from trainer.data.index import Index
 from trainer.data.loader import Batch
 from trainer.errors import NonFiniteLoss
@@ -22,6 +23,7 @@ from trainer.meter import Meter
 from trainer.process import Process
 from trainer.schedule import make_plan
 from trainer.spool import EventSpool, NullSpool
+from trainer.watch import Watch
 
 pytestmark = pytest.mark.distributed
 
@@ -30,7 +32,8 @@ def one_rank_loads_slowly(spec: RunSpec, index: Index, spool_file: str) -> str:
     """Four reports of two steps; rank 1 waits for its data. Then a loss that is infinite on rank 1 alone."""
     process = Process(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
     spool = EventSpool(Path(spool_file)) if process.is_first else NullSpool()
-    bad_images = BadImages(index, spec, process, Path(spool_file).with_name("quarantine.jsonl"), spool, lambda: None)
+    watch = Watch(process, Beats(Path(spool_file).with_name(f"beat-{process.rank}")), Path(spool_file).with_name("stop"))
+    bad_images = BadImages(index, spec, process, Path(spool_file).with_name("quarantine.jsonl"), spool, watch)
     meter = Meter(make_plan(spec, 60), 0, spec, process, bad_images)
     batch = Batch((), (), num_images=10, global_images=20, step=0, colours=None, bad=[], read_seconds=0.0, seconds=0.0)
     for step in range(1, 9):

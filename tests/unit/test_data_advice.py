@@ -55,8 +55,7 @@ BATCH = Batch((), (), num_images=64, global_images=128, step=0, colours=None, ba
 )
 def test_after_the_first_steps_a_run_says_how_long_it_will_wait(num_loaders: int, free_cores: int, share: float, said: str | None) -> None:
     """By the quickest of them; the first ones warm up. A run of few steps is let be, however long it waits in each."""
-    spec = RunSpec.model_validate({**SPEC.model_dump(), "augmentation": {"views_per_image": 2}})
-    admission = Admission(spec, num_loaders, free_cores)
+    admission = Admission(num_loaders, free_cores)
     for _ in range(FIRST_STEPS - 1):
         assert admission.step(replace(BATCH, seconds=9.0), 5.0) is None
     loading = admission.step(BATCH, 0.768)

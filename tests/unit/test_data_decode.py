@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,6 +116,21 @@ def test_what_the_decoder_complains_of_still_goes_to_the_log_and_alone_does_not_
     assert np.array_equal(decode(data[:-2] + bytes(50) + data[-2:]), decode(data))
     assert "extraneous bytes before marker" in capfd.readouterr().err
     assert heard(lambda: 7) == (7, "")
+
+
+def test_a_full_disk_under_the_log_costs_no_image() -> None:
+    """Neither the damaged one's own cause, nor the sound one after it."""
+    data = cv2.imencode(".jpg", noise(3, 60, 60))[1].tobytes()
+    log, full = os.dup(2), os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, 2)
+    try:
+        with pytest.raises(Unreadable, match="a part of it cannot be decoded"):
+            decode(data[:1500] + b"\xff" * 512 + data[2012:])
+        assert decode(data).shape == (60, 60, 3)
+    finally:
+        os.dup2(log, 2)
+        os.close(log)
+        os.close(full)
 
 
 def test_the_end_of_a_preview_within_a_photograph_is_not_taken_for_its_own(tmp_path: Path) -> None:

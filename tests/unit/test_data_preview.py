@@ -64,11 +64,15 @@ def test_the_original_is_shown_whole(tmp_path: Path) -> None:
 
 
 def test_small_views_are_enlarged_and_large_ones_reduced_to_be_seen(tmp_path: Path) -> None:
-    """32 pixels are shown as 160, each a square of 5; 320 as 256."""
+    """32 pixels are shown as 160, each a square of 5; 320 as 256; the small ones of a multi-crop stand after the others."""
     images = pile(tmp_path)
-    spec = spec_of(tmp_path, {"image_size": 32})
+    spec = spec_of(tmp_path, {"image_size": 32}, augmentation={"small_views": 1, "small_size": 16, "small_crop_scale": (0.1, 0.3)})
+    sheet, _ = draw_preview(images, spec, 1, 2)
     view = augment(noise(0, 60, 90), spec.augmentation, 32, view_rng(3, 0, 0, 0))
-    assert np.array_equal(tile(draw_preview(images, spec, 1, 1)[0], 0, 1), view.repeat(5, 0).repeat(5, 1))
+    assert np.array_equal(tile(sheet, 0, 1), view.repeat(5, 0).repeat(5, 1))
+    scaled = spec.augmentation.model_copy(update={"crop_scale": (0.1, 0.3)})
+    small = augment(noise(0, 60, 90), scaled, 16, view_rng(3, 0, 0, 1))
+    assert np.array_equal(tile(sheet, 0, 2), small.repeat(10, 0).repeat(10, 1))
     assert draw_preview(images, spec_of(tmp_path, {"image_size": 320}), 1, 1)[0].shape[1] == _GAP + 2 * (256 + _GAP)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import itertools
 import json
 import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -14,11 +17,12 @@ import pyarrow.parquet
 import pytest
 
 from tests.images import indexed, noise, noise_folder, write_image
+from trainer.data import sources
 from trainer.data.images import Images, default_index, index_images
-from trainer.data.index import write_index
+from trainer.data.index import Listing, write_index
 from trainer.data.reader import Reader, read_pixels
 from trainer.data.sources import list_source
-from trainer.errors import BadData
+from trainer.errors import BadData, StorageError
 
 
 def names(images: Images) -> list[str]:
@@ -262,3 +266,21 @@ def test_more_parquet_files_than_may_be_open_are_read(tmp_path: Path, monkeypatc
         as_parquet(folder, tmp_path / "files" / f"{i}.parquet")
     images = indexed(tmp_path / "files")
     assert all(np.array_equal(a, b) for a, b in zip(pixels(images), 5 * pixels(indexed(folder)), strict=True))
+
+
+def test_what_the_images_lie_on_may_be_away_for_a_while_when_they_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file server's EIO passes; where it stays it is the storage's fault, not the images'."""
+    monkeypatch.setattr(sources, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(sources, "POLL_SECONDS", 0.1)
+    answers, list_folder = iter([OSError(errno.EIO, "I/O"), OSError(errno.ESTALE, "stale"), None]), sources.list_folder
+
+    def hiccups(*arguments: Any) -> Listing:
+        if error := next(answers):
+            raise error
+        return list_folder(*arguments)
+
+    monkeypatch.setattr(sources, "list_folder", hiccups)
+    assert len(list_source(str(noise_folder(tmp_path, 3))).names) == 3
+    answers = itertools.repeat(OSError(errno.EIO, "I/O"))
+    with pytest.raises(StorageError, match=f"cannot read '{tmp_path}'"):
+        list_source(str(tmp_path))

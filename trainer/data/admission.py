@@ -18,26 +18,27 @@ WORTH_SECONDS = 60.0
 class Admission:
     """Takes the first steps of a rank; the quickest counts, as others warm up or share the cores with what else starts."""
 
-    def __init__(self, spec: RunSpec, num_loaders: int, free_cores: int) -> None:
-        self._spec, self._num_loaders, self._free_cores = spec, num_loaders, free_cores
+    def __init__(self, num_loaders: int, free_cores: int) -> None:
+        self._num_loaders, self._free_cores = num_loaders, free_cores
         self._seconds: list[float] = []
-        self._batches: list[Batch] = []
+        self._made: list[tuple[float, float, int]] = []
+        """Of each batch: its seconds, those of them that went into reading, its images."""
 
     def step(self, batch: Batch, seconds: float) -> Loading | None:
         """`seconds`: of the step once it had its batch. What is to be expected, after FIRST_STEPS."""
         self._seconds.append(seconds)
-        self._batches.append(batch)
-        if len(self._batches) < FIRST_STEPS:
+        self._made.append((batch.seconds, batch.read_seconds, batch.num_images))
+        if len(self._made) < FIRST_STEPS:
             return None
-        quickest, compute = min(self._batches, key=lambda batch: batch.seconds), min(self._seconds)
+        compute, (load_seconds, read_seconds, num_images) = min(self._seconds), min(self._made)
         # Loader processes work while the rank computes; without any it does one after the other.
-        waited = max(0.0, quickest.seconds / self._num_loaders - compute) if self._num_loaders else quickest.seconds
+        waited = max(0.0, load_seconds / self._num_loaders - compute) if self._num_loaders else load_seconds
         return Loading(
-            quickest.num_images,
+            num_images,
             compute + waited,
             waited,
-            quickest.seconds,
-            quickest.read_seconds,
+            load_seconds,
+            read_seconds,
             self._num_loaders,
             self._free_cores,
             is_expected=True,

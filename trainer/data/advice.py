@@ -29,7 +29,7 @@ class Loading:
     free_cores: int
     """That neither the rank nor its loader processes take."""
     is_expected: bool = False
-    """Not yet seen: estimated before the first step."""
+    """Not yet seen: expected after the first steps."""
 
     @property
     def share(self) -> float:
@@ -66,6 +66,7 @@ class Loading:
             f"{about}{100 * self.share:.0f} % of the time {will} spent in waiting for images: this rank could train on "
             f"{about}{self.needs:,.0f} images/s, and {who} {delivers:,.0f} at most: "
         )
+        views = "small_views" if spec.augmentation.small_views else "views_per_image"
         pack = f"`millionway pack {spec.data.path} --size {round(1.15 * spec.data.image_size)}`"
         loaders = f"data.num_workers (now {self.num_loaders})"
         if self.read_seconds > 0.5 * self.load_seconds:
@@ -73,4 +74,4 @@ class Loading:
             return f"{found}{100 * self.read_seconds / self.load_seconds:.0f} % of it is reading: raise {loaders}{keep}, or pack ({pack})"
         if self.free_cores > 0:
             return f"{found}{self.free_cores} cores are free: raise {loaders}"
-        return f"{found}all cores are busy: pack the images in a smaller size ({pack}), or lower augmentation.views_per_image"
+        return f"{found}all cores are busy: pack the images in a smaller size ({pack}), or lower augmentation.{views}"

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import tempfile
 from collections.abc import Sequence
 from multiprocessing.reduction import DupFd
 from typing import Any
 
 import numpy as np
+
+from trainer.data.memory_file import unnamed_file
 
 
 class BatchMemory:
@@ -24,7 +25,7 @@ class BatchMemory:
     def __init__(self, num_slots: int, slot_bytes: int) -> None:
         """Raises OSError."""
         self.num_slots, self.slot_bytes = num_slots, slot_bytes
-        self._fd = _unnamed_file()
+        self._fd = unnamed_file("millionway-batches")
         os.ftruncate(self._fd, self._size)
         self._map()
 
@@ -53,11 +54,3 @@ class BatchMemory:
     def close(self) -> None:
         """No further process can be given it. The memory goes with the last array over it."""
         os.close(self._fd)
-
-
-def _unnamed_file() -> int:
-    """Not in /dev/shm, which containers limit to 64 MB unless told otherwise."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("millionway-batches", os.MFD_CLOEXEC)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
 import threading
 from collections.abc import Callable
-from typing import IO, TypeVar
+from typing import TypeVar
+
+from trainer.data.memory_file import unnamed_file
 
 T = TypeVar("T")
 
 _STDERR = 2
 _lock = threading.Lock()
-_kept: IO[bytes] | None = None
+_kept: int | None = None
+"""For as long as the process lives."""
 
 
 def heard(call: Callable[[], T]) -> tuple[T, str]:
@@ -23,23 +26,23 @@ def heard(call: Callable[[], T]) -> tuple[T, str]:
     global _kept
     with _lock:
         if _kept is None:
-            _kept = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - for as long as the process lives
+            _kept = unnamed_file("millionway-complaints")
         try:
             meant = os.dup(_STDERR)
         except OSError:  # it is closed: nothing can be heard, nor is it missed
             return call(), ""
         words = b""
         try:
-            os.dup2(_kept.fileno(), _STDERR)
+            os.dup2(_kept, _STDERR)
             try:
                 result = call()
             finally:
                 os.dup2(meant, _STDERR)
-                if length := os.lseek(_kept.fileno(), 0, os.SEEK_CUR):  # one position for both descriptors
-                    words = os.pread(_kept.fileno(), length, 0)
-                    os.write(meant, words)
-                    _kept.seek(0)
-                    _kept.truncate()
+                if length := os.lseek(_kept, 0, os.SEEK_CUR):  # one position for both descriptors
+                    words = os.pread(_kept, length, 0)
+                    os.lseek(_kept, 0, os.SEEK_SET)
+                    with contextlib.suppress(OSError):  # a full disk under the log is no fault of the image
+                        os.write(meant, words)
         finally:
             os.close(meant)
         return result, words.decode(errors="replace")

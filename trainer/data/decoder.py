@@ -16,8 +16,8 @@ from trainer.data.index import Index
 from trainer.data.reader import Reader
 from trainer.data.reading import ReadAhead
 
-DECODE_SECONDS = 120
-"""A decoder that takes longer is taken to hang, and its loader process is ended."""
+DECODE_SECONDS = 25
+"""A decoder that takes longer is taken to hang, and its loader process is ended; before the worker takes the job to stand still."""
 
 
 class Decoder:

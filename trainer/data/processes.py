@@ -31,7 +31,8 @@ MOST_DEATHS = 3
 _PREFETCH = 2
 """Tasks that each process is given ahead."""
 DEATHS_OF_A_CRASHER = 2
-"""So often must processes have died over an image for it to be taken for the reason; memory may run out over any, once."""
+"""So often must processes have died over an image for it to be taken for the reason; memory may run out over any, once. A decoder that hung
+is known by the signal that ended it."""
 
 
 def in_order(dataset: MadeInMemory, tasks: Iterator[Task], num_workers: int, most_images: int) -> Iterator[Made]:
@@ -82,8 +83,11 @@ def _in_others(dataset: MadeInMemory, tasks: Iterator[Task], num_workers: int) -
                     raise
                 answers._shutdown_workers()  # the others hold memory that may be what was short, and take notes
                 deaths += 1
-                at = np.fromfile(notes, np.int64)[dead] - 1
-                blamed.update(int(row) for row in at if row >= 0)
+                at = np.fromfile(notes, np.int64) - 1
+                for number in dead:
+                    hung = answers._workers[number].exitcode == -signal.SIGALRM  # memory that ran out is no reason for that
+                    blamed[int(at[number])] += DEATHS_OF_A_CRASHER if hung else 1
+                del blamed[-1]  # it died over no image
                 crashers = frozenset(row for row, count in blamed.items() if count >= DEATHS_OF_A_CRASHER)
                 if crashers != dataset.decoder.crashers:
                     dataset.decoder.crashers, deaths = crashers, 0

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from queue import SimpleQueue
-
-import numpy as np
+from collections.abc import Iterable, Iterator, Sequence
+from queue import Empty, SimpleQueue
 
 from trainer.data.decode import Unreadable
-from trainer.data.index import Index, evenly_spaced
+from trainer.data.index import Index
 from trainer.data.reader import Reader
 
 PIECE = 8
 """Images that a thread reads at a time: handing over single ones costs as much as reading a small file."""
 PIECES_AHEAD = 4
 """Most pieces whose bytes are held, or asked for, at a time."""
-PROBES = 8
-"""Images that are tried to learn whether the storage is there at all."""
 _POLL_SECONDS = 0.2
 
 
@@ -75,11 +72,12 @@ class ReadAhead:
     def _results(self, piece: _Piece) -> list[bytes | Unreadable]:
         found: list[bytes | Unreadable] = []
         while not piece.done.acquire(timeout=_POLL_SECONDS):
-            for other in self._asked:  # a thread that hangs over another piece may be the one that this waits for
-                if self._hangs(other) and not other.has_substitute:
+            hung = [other for other in self._asked if self._hangs(other)]
+            for other in hung:  # a thread that hangs over another piece may be the one that this waits for
+                if not other.has_substitute:
                     other.has_substitute = True
                     self._start_thread()
-            if self._hangs(piece):
+            if piece in hung:
                 piece.is_left = True
                 self._asked.remove(piece)
                 results = list(piece.results)
@@ -123,22 +121,19 @@ def _read(reader: Reader, row: int) -> bytes | Unreadable:
         return Unreadable("read error", f"{type(error).__name__}: {error}")
 
 
-def can_read_any(index: Index, timeout_seconds: float) -> bool:
-    """Whether any of some images, spread over the index, can be read now, past any cache, within `timeout_seconds` in all."""
-    found = threading.Event()
+def num_readable(index: Index, rows: Sequence[int], timeout_seconds: float, enough: int | None = None) -> int:
+    """How many of these can be read now, past any cache, within `timeout_seconds` in all; it is known of `enough` at the latest."""
+    found: SimpleQueue[bool] = SimpleQueue()
 
     def look(row: int) -> None:
-        if not isinstance(_read(Reader(index, patience_seconds=0), row), Unreadable):
-            found.set()
+        found.put(not isinstance(_read(Reader(index, patience_seconds=0), row), Unreadable))
 
-    row_n = np.arange(len(index)) if index.gone_n is None else np.flatnonzero(~index.gone_n)
-    rows = row_n[evenly_spaced(len(row_n), PROBES)].tolist()
-    threads = [threading.Thread(target=look, args=(row,), name="probe", daemon=True) for row in rows]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + timeout_seconds
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-        if found.is_set():
-            return True
-    return False
+    for row in rows:
+        threading.Thread(target=look, args=(row,), name="probe", daemon=True).start()
+    number, deadline = 0, time.monotonic() + timeout_seconds
+    with contextlib.suppress(Empty):
+        for _ in rows:
+            number += found.get(timeout=max(0.0, deadline - time.monotonic()))
+            if number == enough:
+                break
+    return number

@@ -95,7 +95,7 @@ class Patience:
                     self._is_away = True
                     said = " ".join(str(failure.strerror).split())
                     raise OSError(errno.ETIMEDOUT, f"the server has not answered for {now - begun:.0f} s: {said}") from None
-                time.sleep(min(pause, self.seconds))
+                time.sleep(min(pause, begun + self.seconds - now))
                 pause, tries = min(2 * pause, _LONGEST_PAUSE_SECONDS), tries + 1
             else:
                 self._answered_at, self._is_away = time.monotonic(), False

@@ -10,7 +10,9 @@ Each may be local or at a URL.
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import time
 from pathlib import PurePosixPath
 
 from trainer.data.files import Files, is_url
@@ -22,14 +24,27 @@ from trainer.data.remote import as_os_error, may_pass
 from trainer.data.tars import list_tars
 from trainer.errors import BadData, StorageError, TrainerError
 
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS, POLL_SECONDS = 30.0, 2.0
+_MAY_PASS = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH})
+"""What a path on this machine is answered while a file server is away."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def list_source(path: str) -> Listing:
     """Look through what `path` names. Raises BadData where it is missing, unreadable, of no known kind, or holds fewer than 2 images,
-    and StorageError where its server is away."""
-    files = Files(path)
-    listing = _list(path, files)
+    and StorageError where what it lies on is away, and stays away for PATIENCE_SECONDS."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            listing = _list(path, Files(path))
+            break
+        except StorageError as error:
+            if time.monotonic() >= deadline:
+                raise
+            log.warning("%s; trying again for %.0f s", error, deadline - time.monotonic())
+            time.sleep(POLL_SECONDS)
     if len(listing.names) < 2:
         skipped = sum(listing.skipped.counts.values())
         also = f" ({skipped} other files: {_causes(listing)})" if skipped else ""
@@ -68,7 +83,8 @@ def _list(path: str, files: Files) -> Listing:
         if not (is_url(path) or isinstance(error, OSError)):
             raise
         cause = as_os_error(error)
-        kind = StorageError if is_url(path) and may_pass(error) else BadData
+        is_away = may_pass(error) if is_url(path) else cause.errno in _MAY_PASS
+        kind = StorageError if is_away else BadData
         raise kind(f"cannot read {path!r} ({cause.strerror or cause}): {_remedy(path, cause)}") from None
 
 

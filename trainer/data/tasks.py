@@ -51,8 +51,10 @@ class Made:
     bad: list[Bad]
     read_seconds: float
     seconds: float
+    drawn: tuple[np.ndarray, ...] | None = None
+    """For each kind of view what is to be done to its colours, where that is left to the device."""
     colours: tuple[Tensor, ...] | None = None
-    """For each kind of view, where they are left to the device."""
+    """The same; not yet where it was made."""
     pixels: tuple[Tensor, ...] = ()
     """For each kind of view, those of all images; not yet where it was made."""
 
@@ -79,7 +81,8 @@ class MadeInMemory(Dataset[Made]):
     def with_pixels(self, made: Made, task: Task) -> Made:
         """The answer with its views, each kind [n * views, C, S, S]: channels last, over the memory of the task's slot."""
         arrays = self.memory.arrays(task.slot, self.shapes(len(task.rows)))
-        return replace(made, pixels=tuple(torch.from_numpy(views).flatten(0, 1).permute(0, 3, 1, 2) for views in arrays))
+        pixels = tuple(torch.from_numpy(views).flatten(0, 1).permute(0, 3, 1, 2) for views in arrays)
+        return replace(made, pixels=pixels, colours=None if made.drawn is None else tuple(map(torch.from_numpy, made.drawn)))
 
 
 def _pinned(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -6,11 +6,10 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from service.spec import RunSpec
 from trainer.data.augment import (
+    NUM_COLUMNS,
     Colours,
     Geometry,
     ViewDraws,
@@ -53,14 +52,15 @@ class Views(MadeInMemory):
                 bad.append(Bad(int(task.rows[i]), error.cause, str(error)))
                 instances[i], made = self._of_a_spare(task, i, out, bad)
                 colours += made
-        later = self._by_kind(colours) if self.colours_on_device else None
+        drawn = self._by_kind(colours) if self.colours_on_device else None
         read_seconds, seconds = self.decoder.read_seconds - read_before, time.perf_counter() - begun
-        return Made(instances, bad, read_seconds, seconds, later)
+        return Made(instances, bad, read_seconds, seconds, drawn)
 
-    def _by_kind(self, colours: Sequence[Colours]) -> tuple[Tensor, ...]:
+    def _by_kind(self, colours: Sequence[Colours]) -> tuple[np.ndarray, ...]:
         """Parameters of the views, image by image, as [views of the kind, NUM_COLUMNS] for each kind."""
-        of_images = torch.from_numpy(colours_as_array(colours)).unflatten(0, (-1, len(self._kinds)))
-        return tuple(of_kind.flatten(0, 1) for of_kind in of_images.split([kind.number for kind in self.spec.view_kinds], 1))
+        of_images = colours_as_array(colours).reshape(-1, len(self._kinds), NUM_COLUMNS)
+        ends = np.cumsum([kind.number for kind in self.spec.view_kinds])[:-1]
+        return tuple(of_kind.reshape(-1, NUM_COLUMNS) for of_kind in np.split(of_images, ends, 1))
 
     def _views(
         self, row: int, found: bytes | np.ndarray | Unreadable, instance: int, epoch: int, out: Sequence[np.ndarray]
