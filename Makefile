@@ -25,7 +25,7 @@ up: $(INSTALLED) ## Redis, the API and a worker, until Ctrl-C
 	@$(BIN)/millionway up
 
 test: $(INSTALLED) lint ## lint, types, import contracts, and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-compose: $(INSTALLED) ## the deployment on this machine's Docker engine, containers killed and cut off; about 12 minutes; DATA=folder
 	@$(BIN)/python -m tests.compose $(if $(DATA),--data "$(DATA)")

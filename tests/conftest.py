@@ -34,6 +34,15 @@ NO_LIMIT = 1e6
 """Requests per second."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes (make test): tests of whole jobs take both cores of a small machine, and go one after another in one of them;
+    those of whole stacks, which mostly wait, in another."""
+    for item in items:
+        for kind in ("distributed", "e2e"):
+            if item.get_closest_marker(kind):
+                item.add_marker(pytest.mark.xdist_group(kind))
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"

