@@ -1,8 +1,8 @@
 """The data path beside its peers', in one table: images per second from JPEG files to batches: of uint8 crops (recipe crop), or normalised
 (moco-v2).
 
-    python -m benchmarks.data [--images DIR] [--size 224] [--seconds S] [--only name,name] [--recipes crop,moco-v2] [--device cpu]
-                              [--json FILE]
+    python -m benchmarks.data [--images DIR] [--size 224] [--seconds S] [--rounds R] [--only name,name] [--recipes crop,moco-v2]
+                              [--device cpu] [--json FILE]
 
 Every row has the same photographs (data_photos.py: 512 of 500 x 375, or JPEGs of --images), in a fresh process, one after another:
 
@@ -15,7 +15,8 @@ Every row has the same photographs (data_photos.py: 512 of 500 x 375, or JPEGs o
 Recipes: `crop` (decode, random resized crop, flip) and `moco-v2` (and colour jitter, greyscale, blur). One core: everything in one
 process that is bound to one core, without loader processes; "CPU" is images per second of that process's own CPU time, which other
 programs disturb least. All cores: a loader process per core, and the batches come to this one.
-Files come from the page cache, starting processes does not count. Run it on an idle machine, and compare the rows.
+Files come from the page cache, starting processes does not count. Run it on an idle machine, and compare the rows: each is the median of
+`--rounds`, in which the rows come one after another, because machines are faster in one minute than in the next.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import math
 import os
 import platform
 import random
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -159,8 +161,14 @@ def in_child(name: str, work: Work, seconds: float) -> dict[str, Any]:
     return {"unavailable": f"exit status {child.returncode}: {errors[-1] if errors else 'no message'}"}
 
 
+def median_of(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Number by number; the first round that could not be had, where there is one."""
+    missing = next((found for found in rounds if "unavailable" in found), None)
+    return missing or {key: statistics.median(found[key] for found in rounds) for key in rounds[0]}
+
+
 class Table:
-    """Printed row by row as they come; the JSON is written with each."""
+    """Printed recipe by recipe; the JSON is written with each row."""
 
     def __init__(self, work: Work, about: dict[str, Any], file: Path | None) -> None:
         self.rows, self._work, self._about, self._file = list[dict[str, Any]](), work, about, file
@@ -212,6 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, help="a folder of JPEGs instead of the generated photographs")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--seconds", type=float, default=3, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="of all rows, one after another; the medians are shown")
     parser.add_argument("--only", help="names, separated by commas")
     parser.add_argument("--recipes", default=",".join(RECIPES))
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -233,9 +242,13 @@ def main(arguments: list[str] | None = None) -> None:
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
         table = Table(work, {"processor": processor(), "torch": torch.__version__, "date": date}, args.json)
         for recipe in args.recipes.split(","):
-            for name in names:
-                if name not in BARE or recipe == "crop":
-                    table.add(name, recipe, in_child(name, replace(work, recipe=recipe), args.seconds))
+            wanted = [name for name in names if name not in BARE or recipe == "crop"]
+            rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
+            for _ in range(args.rounds):
+                for name in wanted:
+                    rounds[name].append(in_child(name, replace(work, recipe=recipe), args.seconds))
+            for name in wanted:
+                table.add(name, recipe, median_of(rounds[name]))
     print(f"\n{len(work.files):,} JPEGs of {sizes[0] / 1e3:.0f} kB, packed {sizes[1] / 1e3:.0f} kB; views of {args.size} x {args.size}")
     print(f"{processor()}, {num_cores} cores; {args.device}; load before: {load:.1f}; {date}")
 

@@ -27,6 +27,8 @@ _CROP_TRIES = 10
 _NUM_DRAWS = 2 * _CROP_TRIES + 17
 _LONGEST = 8
 """Times its shorter side that an image is looked at in its length for evaluation, before its centre is cut out."""
+_FLIPS = {(False, False): None, (True, False): 1, (False, True): 0, (True, True): -1}
+"""OpenCV's numbers, by left-right and upside-down."""
 _AREA_CHANNELS = 4
 """OpenCV's area interpolation takes no more at a time."""
 
@@ -134,16 +136,18 @@ def draw_geometry(
     return Geometry(top, left, crop_height, crop_width, next(draws) < spec.horizontal_flip, next(draws) < spec.vertical_flip)
 
 
-def apply_geometry(image: np.ndarray, cut: Geometry, size: int) -> np.ndarray:
-    """[size, size, C] uint8. May share the image's memory."""
+def apply_geometry(image: np.ndarray, cut: Geometry, size: int, out: np.ndarray | None = None) -> np.ndarray:
+    """[size, size, C] uint8, in `out` if it is given, else it may share the image's memory."""
     cropped = image[cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]
     # Up to half its size, linear interpolation skips no pixel: a third of the time of averaging over areas.
     shrinks_little = cut.height <= 2 * size and cut.width <= 2 * size
-    view = _resize(cropped, size, size, cv2.INTER_LINEAR, cv2.INTER_LINEAR if shrinks_little else cv2.INTER_AREA)
-    if cut.flips_left_right:
-        view = _like(cv2.flip(view, 1), view)
-    if cut.flips_upside_down:
-        view = _like(cv2.flip(view, 0), view)
+    flip = _FLIPS[cut.flips_left_right, cut.flips_upside_down]
+    into = out if flip is None else None
+    view = _resize(cropped, size, size, cv2.INTER_LINEAR, cv2.INTER_LINEAR if shrinks_little else cv2.INTER_AREA, into)
+    if flip is not None:
+        view = _like(cv2.flip(view, flip, dst=out), view)
+    if out is not None and view is not out:
+        out[:] = view
     return view
 
 
@@ -227,14 +231,19 @@ def _like(changed: np.ndarray, view: np.ndarray) -> np.ndarray:
     return changed if changed.ndim == view.ndim else changed[..., None]
 
 
-def _resize(image: np.ndarray, width: int, height: int, enlarging: int, shrinking: int = cv2.INTER_AREA) -> np.ndarray:
+def _resize(
+    image: np.ndarray, width: int, height: int, enlarging: int, shrinking: int = cv2.INTER_AREA, out: np.ndarray | None = None
+) -> np.ndarray:
+    """In `out` where that can be had, and is given."""
     if image.shape[:2] == (height, width):
         return image
     if width >= image.shape[1] or height >= image.shape[0]:
-        return _like(cv2.resize(image, (width, height), interpolation=enlarging), image)
-    parts = [image] if image.shape[2] <= _AREA_CHANNELS else np.split(image, range(_AREA_CHANNELS, image.shape[2], _AREA_CHANNELS), axis=2)
+        return _like(cv2.resize(image, (width, height), dst=out, interpolation=enlarging), image)
+    if image.shape[2] <= _AREA_CHANNELS:
+        return _like(cv2.resize(image, (width, height), dst=out, interpolation=shrinking), image)
+    parts = np.split(image, range(_AREA_CHANNELS, image.shape[2], _AREA_CHANNELS), axis=2)
     resized = [_like(cv2.resize(part, (width, height), interpolation=shrinking), image) for part in parts]
-    return resized[0] if len(resized) == 1 else np.concatenate(resized, axis=2)
+    return np.concatenate(resized, axis=2)
 
 
 def _brightness(view: np.ndarray, factor: float) -> np.ndarray:

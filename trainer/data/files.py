@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -101,11 +102,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_DIR) or Path(tempfile.gettempdir()) / f"millionway-cache-{os.getuid()}")
 
 
-def _read_all(file: IO[bytes], length: int | None) -> bytes:
+def _read_all(file: io.FileIO, length: int | None) -> bytes:
     """`read` may give less than it was asked for, at a signal or on some network file systems, though there is more."""
     if length is None:
-        parts = list(iter(lambda: file.read(1 << 22), b""))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return file.readall()
     parts, left = [], length
     while left and (part := file.read(left)):
         parts.append(part)

@@ -26,6 +26,8 @@ from trainer.data.headers import upright_shape
 from trainer.data.index import Index
 from trainer.data.tasks import Bad, Made, MadeInMemory, Task
 
+_UNCHANGED = Colours()
+
 
 class Views(MadeInMemory):
     """Augmented views of a task's images."""
@@ -85,8 +87,10 @@ class Views(MadeInMemory):
             cuts = [_scaled(cut, reduce, image) for cut in cuts]
         colours = []
         for view, (cut, of_view) in enumerate(zip(cuts, draws, strict=True)):
-            cropped, drawn = apply_geometry(image, cut, len(out[view])), draw_colours(spec, of_view, channels)
-            out[view][:] = cropped if self.colours_on_device else apply_colours(cropped, drawn)
+            drawn = draw_colours(spec, of_view, channels)
+            cropped = apply_geometry(image, cut, len(out[view]), out[view])
+            if not self.colours_on_device and drawn != _UNCHANGED:
+                out[view][:] = apply_colours(cropped, drawn)
             colours.append(drawn)
         return colours
 
