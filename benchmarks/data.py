@@ -16,7 +16,7 @@ Recipes: `crop` (decode, random resized crop, flip) and `moco-v2` (and colour ji
 process that is bound to one core, without loader processes; "CPU" is images per second of that process's own CPU time, which other
 programs disturb least. All cores: a loader process per core, and the batches come to this one.
 Files come from the page cache, starting processes does not count. Run it on an idle machine, and compare the rows: each is the median of
-`--rounds`, in which the rows come one after another, because machines are faster in one minute than in the next.
+`--rounds`, in which the rows come one after another, and so are the ratios, because machines are faster in one minute than in the next.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ import math
 import os
 import platform
 import random
-import statistics
 import subprocess
 import sys
 import tarfile
@@ -48,6 +47,7 @@ from torch import Tensor
 
 from benchmarks.data_peers import BATCH, MEAN, PEERS, RATIO, SCALE, STD, Batches, Unavailable, Work, one_thread, read_rgb
 from benchmarks.data_photos import photos
+from benchmarks.data_table import Table
 from service.spec import RunSpec
 from trainer.data import loader
 from trainer.data.images import index_images
@@ -161,46 +161,6 @@ def in_child(name: str, work: Work, seconds: float) -> dict[str, Any]:
     return {"unavailable": f"exit status {child.returncode}: {errors[-1] if errors else 'no message'}"}
 
 
-def median_of(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Number by number; the first round that could not be had, where there is one."""
-    missing = next((found for found in rounds if "unavailable" in found), None)
-    return missing or {key: statistics.median(found[key] for found in rounds) for key in rounds[0]}
-
-
-class Table:
-    """Printed recipe by recipe; the JSON is written with each row."""
-
-    def __init__(self, work: Work, about: dict[str, Any], file: Path | None) -> None:
-        self.rows, self._work, self._about, self._file = list[dict[str, Any]](), work, about, file
-        self._rates: dict[tuple[str, str, str], float] = {}
-        self._cores = len(os.sched_getaffinity(0))
-        each, ratios = f"{'images/s':>10}", f"{'of ceiling':>12}{'torchvision':>13}"
-        print(
-            f"{'':25}{'one core':>35}{'one core, CPU':>35}{f'all cores ({self._cores})':>35}\n{'':16}{'recipe':9}{(each + ratios) * 3}",
-            flush=True,
-        )
-
-    def add(self, name: str, recipe: str, found: dict[str, Any]) -> None:
-        line = f"{name:16}{recipe:9}"
-        if "unavailable" in found:
-            print(f"{line} - {found['unavailable']}", flush=True)
-            return
-        for cores in ("one", "one_cpu", "all"):
-            rate = self._rates[name, recipe, cores] = found[cores]
-            ceiling, peer = self._rates.get(("ceiling", "crop", cores)), self._rates.get(("torchvision", recipe, cores))
-            line += f"{rate:10,.0f}{f'{rate / ceiling:.0%}' if ceiling else '-':>12}{f'{rate / peer:.2f} x' if peer else '-':>13}"
-            if cores == "one_cpu":
-                continue
-            num_cores = 1 if cores == "one" else self._cores
-            workers = num_cores if name in BARE else 0 if cores == "one" else num_cores
-            row = {"name": name, "images_per_second": round(rate, 1), "recipe": recipe, "size": self._work.size, "cores": num_cores}
-            row |= {"images_per_cpu_second": round(found["one_cpu"], 1) if cores == "one" else None}
-            self.rows.append(row | {"device": self._work.device, "workers": workers} | self._about)
-        print(line, flush=True)
-        if self._file:
-            self._file.write_text(json.dumps(self.rows, indent=1) + "\n")
-
-
 def processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
@@ -230,7 +190,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.child:
         print(json.dumps(answer(json.loads(args.child))))
         return
-    names = args.only.split(",") if args.only else [*BARE, *PEERS, *OURS]
+    names = args.only.split(",") if args.only else [*BARE, *OURS, *PEERS]
     load, num_cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         root = (args.images or photos(NUM_PHOTOS)).absolute()
@@ -240,15 +200,14 @@ def main(arguments: list[str] | None = None) -> None:
         packed = pack(work.photos, Path(work.packed), PackSettings(256), num_cores)
         sizes = sum(Path(file).stat().st_size for file in work.files) / len(work.files), packed.num_bytes / packed.num_images
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
-        table = Table(work, {"processor": processor(), "torch": torch.__version__, "date": date}, args.json)
+        table = Table(work, BARE, {"processor": processor(), "torch": torch.__version__, "date": date}, args.json)
         for recipe in args.recipes.split(","):
             wanted = [name for name in names if name not in BARE or recipe == "crop"]
             rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
             for _ in range(args.rounds):
                 for name in wanted:
                     rounds[name].append(in_child(name, replace(work, recipe=recipe), args.seconds))
-            for name in wanted:
-                table.add(name, recipe, median_of(rounds[name]))
+            table.add(recipe, rounds)
     print(f"\n{len(work.files):,} JPEGs of {sizes[0] / 1e3:.0f} kB, packed {sizes[1] / 1e3:.0f} kB; views of {args.size} x {args.size}")
     print(f"{processor()}, {num_cores} cores; {args.device}; load before: {load:.1f}; {date}")
 
