@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,15 +65,15 @@ class Made:
         return replace(self, pixels=_pinned(self.pixels), colours=colours)
 
 
-class MadeInMemory(Dataset[Made]):
+class MadeInMemory(Dataset[Made], ABC):
     """Answers to tasks, whose pixels stand in `memory`."""
 
     decoder: Decoder
     memory: BatchMemory
 
+    @abstractmethod
     def shapes(self, n: int) -> list[tuple[int, ...]]:
         """Of the arrays of pixels of n images, one for each kind of view: [n, views, S, S, C]."""
-        raise NotImplementedError
 
     def allocate(self, num_slots: int, most_images: int) -> None:
         """Memory for so many batches at a time. Raises OSError."""
