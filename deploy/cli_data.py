@@ -118,7 +118,7 @@ def inspect(
 
 
 def _up_to_date(path: str, otherwise: Path) -> Index:
-    """The index of `path` in its own place, or in `otherwise` where that cannot be written. Raises BadData, and OSError."""
+    """The index of `path` in its own place, or in `otherwise` where that cannot be written. Raises BadData, StorageError, and OSError."""
     from trainer.data.images import default_index
 
     own = default_index(path)

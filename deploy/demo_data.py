@@ -9,7 +9,7 @@ from pathlib import Path
 from service.errors import MillionwayError
 from service.spec import RunSpec, parse_spec
 from trainer.data.sources import IMAGE_SUFFIXES, list_source
-from trainer.errors import BadData
+from trainer.errors import TrainerError
 
 DEMO_NAME = "make-demo"
 """Of no other run, since a new demonstration cancels an unfinished old one."""
@@ -68,7 +68,7 @@ def inspect(folder: Path) -> DemoData:
     images = train if split else folder
     try:
         num_images = len(list_source(str(images)).names)
-    except BadData as error:
+    except TrainerError as error:
         raise MillionwayError(f"DATA={folder}: {error}") from None
     if num_images < MIN_PER_RANK:
         raise MillionwayError(f"DATA={folder}: {num_images} images are too few to train on: at least {MIN_PER_RANK}, better hundreds")

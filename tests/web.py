@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.server
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -47,15 +47,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def served(root: Path, *, sends_parts: bool = True) -> Iterator[str]:
+def served(root: Path, *, sends_parts: bool = True) -> AbstractContextManager[str]:
     """The address of the folder."""
-    handler = type("Handler", (_Handler,), {"root": root, "sends_parts": sends_parts})
+    return serving(type("Handler", (_Handler,), {"root": root, "sends_parts": sends_parts}))
+
+
+@contextmanager
+def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address at which it answers."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         thread.join()

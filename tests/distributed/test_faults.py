@@ -95,7 +95,7 @@ def test_views_of_sound_images_are_those_of_a_sound_pile(tmp_path: Path) -> None
     """Of every image that can be read, after an error that passes too, the same pixels as without any fault."""
     pile, clean = damaged_pile(tmp_path / "pile"), damaged_pile(tmp_path / "clean", is_clean=True)
     fsspec.register_implementation("faulty", faulty_files.FaultyFiles, clobber=True)
-    faults = {"num_workers": 0, "read_timeout_seconds": 0.5, "cache_gib": 0.0}
+    faults = {"num_workers": 0, "read_timeout_seconds": 2.0, "cache_gib": 0.0}
     images = index_images(f"faulty://{pile}", tmp_path / "index")
     rename(pile)
     found = epoch(images, spec_of(pile, data={"path": f"faulty://{pile}", **faults}))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from service.runs import Run
 from service.settings import Settings
 from tests.conftest import running_api
 from tests.service.reading import Reading
+from tests.web import serving
 
 SHARD = random.Random(0).randbytes(300_000)
 
@@ -176,8 +176,7 @@ def test_a_download_is_whole_or_not_at_all(api: Reading, run: Run, tmp_path: Pat
     assert [path.name for path in target.parent.iterdir()] == ["shard.safetensors"]
 
 
-@contextmanager
-def breaking_server(content: bytes, etags: Iterator[str], ranges: list[str | None]) -> Iterator[str]:
+def breaking_server(content: bytes, etags: Iterator[str], ranges: list[str | None]) -> AbstractContextManager[str]:
     """A server that breaks off after 100,000 bytes of each answer."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -194,15 +193,7 @@ def breaking_server(content: bytes, etags: Iterator[str], ranges: list[str | Non
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return serving(Handler)
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_was(tmp_path: Path) -> None:

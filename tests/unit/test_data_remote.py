@@ -79,6 +79,9 @@ def test_a_server_that_sends_no_parts_of_files_is_named_with_what_needs_them(tmp
     with served(path.parent, sends_parts=False) as url:
         with pytest.raises(BadData, match=r"cannot read .*/shard.tar.* range requests.*sends parts of files \(HTTP Range\)$"):
             index_images(f"{url}/shard.tar", tmp_path / "index")
+        (path.parent / "damaged.parquet").write_bytes(b"PAR1" + b"damaged" * 1000)
+        with pytest.raises(BadData, match=r"cannot read .*/damaged.parquet.*ArrowInvalid"):  # no fault of the server, and not waited for
+            index_images(f"{url}/damaged.parquet", tmp_path / "index")
         with pytest.raises(OSError, match="sends the whole file"):
             Files(f"{url}/shard.tar").read("", 512, 100)
         with pytest.raises(BadData, match=r"nothing at this address.*give an address that this machine reaches"):

@@ -18,6 +18,8 @@ _OF_THE_REQUEST = (
     *(ValueError, TypeError, AttributeError, LookupError, ImportError, MemoryError),
 )
 """However often it is made."""
+_PASSING = (408, 429)
+"""Of the answers below 500."""
 TRIES = 3
 """Of a request that alone has no answer."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 5.0
@@ -36,7 +38,8 @@ def open_file_system(url: str) -> Any:
 
 
 def as_os_error(error: Exception) -> OSError:
-    """What any library says, in the terms of files."""
+    """What any library says, in the terms of files; EINVAL where the request itself, or what it asks for, is at fault: `may_pass` knows
+    its own answer again."""
     error = _behind(error)
     status = getattr(error, "status", None)  # of aiohttp
     if status in (401, 403):
@@ -48,7 +51,8 @@ def as_os_error(error: Exception) -> OSError:
     if isinstance(error, OSError) and error.strerror:
         return error
     kind = PermissionError if isinstance(error, PermissionError) else OSError
-    return kind(errno.EIO, f"{type(error).__name__}: {error}")
+    is_for_good = isinstance(error, _OF_THE_REQUEST) or (isinstance(status, int) and 0 < status < 500 and status not in _PASSING)
+    return kind(errno.EINVAL if is_for_good else errno.EIO, f"{type(error).__name__}: {error}")
 
 
 def may_pass(error: Exception) -> bool:
@@ -56,7 +60,7 @@ def may_pass(error: Exception) -> bool:
     error = _behind(error)
     status = getattr(error, "status", None)
     if isinstance(status, int) and status:
-        return status in (408, 429) or status >= 500
+        return status in _PASSING or status >= 500
     if isinstance(error, OSError) and (error.errno == errno.EINVAL or (type(error) is OSError and error.errno is None)):
         return False  # a range that is not there; pyarrow's, of a damaged file
     return not isinstance(as_os_error(error), PermissionError) and not isinstance(error, _OF_THE_REQUEST)

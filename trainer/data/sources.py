@@ -35,7 +35,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 def list_source(path: str) -> Listing:
     """Look through what `path` names. Raises BadData where it is missing, unreadable, of no known kind, or holds fewer than 2 images,
     and StorageError where what it lies on is away, and stays away for PATIENCE_SECONDS."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline, has_told = time.monotonic() + PATIENCE_SECONDS, False
     while True:
         try:
             listing = _list(path, Files(path))
@@ -43,7 +43,9 @@ def list_source(path: str) -> Listing:
         except StorageError as error:
             if time.monotonic() >= deadline:
                 raise
-            log.warning("%s; trying again for %.0f s", error, deadline - time.monotonic())
+            if not has_told:
+                log.warning("%s; it is tried again for %g s", error, PATIENCE_SECONDS)
+            has_told = True
             time.sleep(POLL_SECONDS)
     if len(listing.names) < 2:
         skipped = sum(listing.skipped.counts.values())
